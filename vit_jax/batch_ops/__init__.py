@@ -1,0 +1,1 @@
+"""What happens to a batch on the device, inside the training step."""

@@ -1,0 +1,1 @@
+"""Flax modules and their variants.  Knows arrays only: imports jax, flax and NumPy alone."""

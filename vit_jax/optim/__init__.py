@@ -1,0 +1,1 @@
+"""Optimizer chain and learning-rate schedules, of optax parts."""

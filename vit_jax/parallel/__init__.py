@@ -1,0 +1,1 @@
+"""Mesh and sharding rules.  Knows parameter paths and shapes, not layers."""
