@@ -1,0 +1,38 @@
+"""A tiny ViT on scikit-learn's 1 797 handwritten digits: the whole journey in a few minutes.
+
+    vit-jax train --config=quickstart --workdir=runs/digits
+    vit-jax train --config=quickstart:finetune --config.init.checkpoint=runs/digits \\
+        --workdir=runs/digits_24px
+
+Pre-training sees 16-pixel images (16 tokens), fine-tuning 24-pixel images (36 tokens).  Expected:
+>= 97 % of the held-out fifth, in about a minute and a half on two CPU cores.  All in float32, so
+that PyTorch's numbers can be compared to the last digits.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+  if arg not in (None, "finetune"):
+    raise ValueError(f"unknown argument {arg!r}: leave it out, or give 'finetune'")
+  config = ConfigDict()
+  config.model = dict(
+      variant="Ti/4", width=64, depth=4, mlp_dim=256, num_heads=4, image_size=16,
+      dtype="float32",
+  )
+  config.input = dict(
+      dataset="digits", held_out=0.2, batch_size=64, crop="pad", crop_padding=2, flip=False
+  )
+  config.batch_ops = dict(mixup_alpha=0.2)
+  config.optimizer = dict(name="adamw", learning_rate=2e-3, weight_decay=0.05)
+  config.schedule = dict(name="cosine", warmup="5 percent")
+  config.total = "60 epochs"
+  config.evaluate = dict(every="20 epochs")
+  config.log_every = "100 steps"
+  if arg == "finetune":
+    config.model.image_size = 24
+    config.input.crop_padding = 3
+    config.optimizer = dict(name="sgd", learning_rate=0.03, momentum=0.9)
+    config.total = "10 epochs"
+    config.evaluate = dict(every="5 epochs")
+  return config

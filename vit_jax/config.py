@@ -1,0 +1,310 @@
+"""Configs: every key with its type, default and class; loading, overriding, comparing, storing.
+
+A recipe (`configs/*.py`) sets the keys it cares about; the rest have the defaults below.  Keys are
+of three classes, which decide what may change when a run is resumed:
+  RUNTIME   how it is computed or watched; may differ, the change is recorded.
+  RECIPE    what is optimised and how; differs only with `--amend`.
+  IDENTITY  what the run is; a difference is refused.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vit_jax import durations
+from vit_jax.errors import ConfigError
+
+RUNTIME, RECIPE, IDENTITY = "runtime", "recipe", "identity"
+RECIPES = pathlib.Path(__file__).parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One config key: its default, class, and which values it takes.
+
+  `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
+  duration; `choices` and `minimum` bound the value; `length` makes it a tuple of that many `kind`.
+  """
+
+  default: Any
+  key_class: str
+  doc: str
+  kind: Any = None
+  choices: tuple = ()
+  minimum: float | None = None
+  units: tuple[str, ...] = ()
+  length: int = 0
+
+  @property
+  def value_type(self) -> type:
+    return self.kind or type(self.default)
+
+
+_STEPS = durations.STEP_UNITS
+_ANY_UNIT = durations.STEP_UNITS + durations.TIME_UNITS
+
+FIELDS = {
+    "seed": Field(0, IDENTITY, "seed of everything random"),
+    "total": Field("90 epochs", RECIPE, "length of training", units=_STEPS[:-1]),
+    "log_every": Field("50 steps", RUNTIME, "between two progress lines", units=_STEPS),
+    # The model.  None: as the checkpoint in init.checkpoint, or the value in brackets.
+    "model.variant": Field(None, IDENTITY, 'size and patch, as "B/16" ["S/16"]', str),
+    "model.width": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
+    "model.depth": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
+    "model.mlp_dim": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
+    "model.num_heads": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
+    "model.patch_size": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
+    "model.image_size": Field(None, IDENTITY, "side in pixels [224]", int, minimum=1),
+    "model.pooling": Field(
+        None, IDENTITY, "class token or mean over patches [cls]", str, choices=("cls", "gap")
+    ),
+    "model.pre_logits": Field(False, IDENTITY, "dense layer with tanh before the head"),
+    "model.gelu": Field(
+        None, IDENTITY, "tanh approximation or exact erf [tanh]", str, choices=("tanh", "erf")
+    ),
+    "model.layer_norm_epsilon": Field(None, IDENTITY, "of every layer norm [1e-6]", float),
+    "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0),
+    "model.stochastic_depth": Field(0.0, RECIPE, "of the last block, from 0 linearly", minimum=0),
+    "model.dtype": Field(
+        "bfloat16", RECIPE, "of the computation", choices=("bfloat16", "float32")
+    ),
+    "model.scan": Field(False, RUNTIME, "run the blocks by lax.scan instead of unrolled"),
+    "model.attention": Field(
+        "auto", RUNTIME, "implementation of attention", choices=("auto", "xla", "cudnn")
+    ),
+    "input.dataset": Field(
+        "folder", IDENTITY, "where examples come from", choices=("folder", "digits")
+    ),
+    "input.path": Field(None, RUNTIME, "directory of the data set", str),
+    "input.held_out": Field(0.1, IDENTITY, "share held out where no such split exists", minimum=0),
+    "input.batch_size": Field(128, RECIPE, "examples of one step, over all devices", minimum=2),
+    "input.crop": Field(
+        "random_resized", RECIPE, "of training images", choices=("random_resized", "pad", "none")
+    ),
+    "input.crop_min_area": Field(0.08, RECIPE, "smallest share of a random_resized crop"),
+    "input.crop_padding": Field(0, RECIPE, "pixels added on each side by a pad crop", minimum=0),
+    "input.flip": Field(True, RECIPE, "mirror every second training image"),
+    "input.resize": Field(
+        None, IDENTITY, "evaluation: squash, or centre crop [squash]", str,
+        choices=("squash", "center"),
+    ),
+    "input.short_side": Field(
+        None, IDENTITY, "resized to this before a centre crop [8/7 of the image]", int, minimum=1
+    ),
+    "input.interpolation": Field(
+        None, IDENTITY, "of evaluation resizing [bilinear]", str, choices=("bilinear", "bicubic")
+    ),
+    "input.mean": Field(None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3),
+    "input.std": Field(None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3),
+    "input.exif_orientation": Field(True, IDENTITY, "turn photos as their EXIF data says"),
+    "input.threads": Field(2, RUNTIME, "that decode images", minimum=0),
+    "batch_ops.mixup_alpha": Field(0.0, RECIPE, "of Mixup's Beta distribution; 0: off", minimum=0),
+    "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
+    "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=0),
+    "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0),
+    "optimizer.b2": Field(0.999, RECIPE, "decay of Adam's second moment", minimum=0),
+    "optimizer.momentum": Field(0.9, RECIPE, "of sgd", minimum=0),
+    "optimizer.weight_decay": Field(0.0, RECIPE, "times the learning rate", minimum=0),
+    "optimizer.weight_decay_mask": Field("kernel$", RECIPE, "regex of paths that decay"),
+    "optimizer.clip_global_norm": Field(1.0, RECIPE, "largest gradient norm; None: off", float),
+    "schedule.name": Field("cosine", RECIPE, "decay", choices=("cosine", "linear", "constant")),
+    "schedule.warmup": Field("0 steps", RECIPE, "linear from 0", units=_STEPS),
+    "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
+    "init.checkpoint": Field(None, IDENTITY, "REF whose weights the run starts from", str),
+    "init.position_interpolation": Field(
+        "bicubic", IDENTITY, "of position embeddings", choices=("bicubic", "bilinear")
+    ),
+    "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
+    "evaluate.split": Field(None, RUNTIME, "[validation where it exists, else test]", str),
+    "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),
+    "checkpoint.every": Field("10 minutes", RUNTIME, "between two checkpoints", units=_ANY_UNIT),
+    "checkpoint.keep_latest": Field(2, RUNTIME, "newest checkpoints kept", minimum=1),
+    "checkpoint.best_metric": Field(
+        None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
+        choices=("accuracy",),
+    ),
+    "mesh.replica": Field(None, RUNTIME, "data-parallel copies [what is left]", int, minimum=1),
+    "mesh.fsdp": Field(1, RUNTIME, "data-parallel shards of the parameters", minimum=1),
+    "mesh.tensor": Field(1, RUNTIME, "tensor-parallel shards of each layer", minimum=1),
+}
+
+
+def load(spec: str, overrides: dict[str, str] | None = None) -> FrozenConfigDict:
+  """Loads a recipe, applies overrides, validates every key, and freezes.
+
+  Args:
+    spec: NAME[:ARG] of a shipped recipe, or FILE.py[:ARG].
+    overrides: key to text, as given on the command line without `--config.`.
+
+  Raises:
+    ConfigError: no such recipe, unknown key, wrong type or value; with the nearest valid name.
+  """
+  config = complete(_flatten(_run_recipe(spec)), origin=f"recipe {spec!r}")
+  return override(config, overrides or {})
+
+
+def override(config: FrozenConfigDict, overrides: dict[str, str]) -> FrozenConfigDict:
+  """Returns the config with keys (dotted) set from the text of a command line.
+
+  Raises:
+    ConfigError: unknown key, wrong type or value.
+  """
+  values = _flatten(config)
+  for key, text in overrides.items():
+    _check_known(key, origin="the command line")
+    values[key] = _parse(key, text)
+  return complete(values, origin="the command line")
+
+
+def complete(values: dict[str, Any], *, origin: str) -> FrozenConfigDict:
+  """Validates dotted keys and fills in the defaults of the missing ones."""
+  for key in values:
+    _check_known(key, origin=origin)
+  config = ConfigDict()
+  for key, field in FIELDS.items():
+    section, _, name = key.rpartition(".")
+    if section and section not in config:
+      config[section] = ConfigDict()
+    target = config[section] if section else config
+    target[name] = _check(key, values.get(key, field.default), origin)
+  return FrozenConfigDict(config)
+
+
+def replace(config: FrozenConfigDict, values: dict[str, Any]) -> FrozenConfigDict:
+  """Returns the config with some keys (dotted) set to new values."""
+  return complete(_flatten(config) | values, origin="the resolved config")
+
+
+def to_json(config) -> dict:
+  """Returns plain nested dicts, lists and scalars."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(tree: dict, *, origin: str) -> FrozenConfigDict:
+  """The inverse of `to_json`; keys added since the tree was written get their defaults."""
+  return complete(_flatten(tree), origin=origin)
+
+
+def differences(old, new) -> dict[str, dict[str, tuple]]:
+  """Returns {class: {key: (old value, new value)}} of the keys whose values differ."""
+  before, after = _flatten(old), _flatten(new)
+  found = {RUNTIME: {}, RECIPE: {}, IDENTITY: {}}
+  for key, field in FIELDS.items():
+    if before[key] != after[key]:
+      found[field.key_class][key] = (before[key], after[key])
+  return found
+
+
+def recipes() -> dict[str, pathlib.Path]:
+  """Returns the shipped recipes by name."""
+  files = sorted(RECIPES.glob("*.py"))
+  return {f.stem: f for f in files if f.stem not in ("__init__", "common")}
+
+
+def _run_recipe(spec: str):
+  """Executes `get_config(ARG)` of NAME[:ARG] or FILE.py[:ARG]."""
+  name, _, arg = spec.partition(":")
+  path = pathlib.Path(name) if name.endswith(".py") else recipes().get(name)
+  if path is None:
+    near = difflib.get_close_matches(name, recipes(), n=1, cutoff=0.0)
+    raise ConfigError(
+        f"--config={spec}: there is no recipe {name!r}; did you mean {near[0]!r}? "
+        "`vit-jax configs` lists them; a file of yours is named with its .py"
+    )
+  if not path.is_file():
+    raise ConfigError(f"--config={spec}: there is no file {path}")
+  module_spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ConfigError(f"{path} has no function get_config(arg) that returns a ConfigDict")
+  try:
+    return module.get_config(arg or None)
+  except ValueError as error:
+    raise ConfigError(f"--config={spec}: {error}") from error
+
+
+def _flatten(tree, prefix: str = "") -> dict[str, Any]:
+  """Nested mapping to dotted keys."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, (dict, ConfigDict)):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def _check_known(key: str, *, origin: str):
+  if key in FIELDS:
+    return
+  last = {name.rpartition(".")[2]: name for name in FIELDS}
+  near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.6) or [
+      last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.5)
+  ]
+  hint = f"; did you mean config.{near[0]}?" if near else "."
+  raise ConfigError(
+      f"{origin} sets config.{key}, which does not exist{hint} `vit-jax configs --keys` lists all"
+  )
+
+
+def _check(key: str, value, origin: str):
+  """Returns the value in its field's exact type, or raises ConfigError."""
+  field = FIELDS[key]
+  optional = field.default is None or field.kind is not None
+  if value is None:
+    if optional:
+      return None
+    _refuse(key, value, "a value (it cannot be None)", origin)
+  if field.length:
+    if not isinstance(value, (tuple, list)) or len(value) != field.length:
+      _refuse(key, value, f"{field.length} numbers, as in (0.5, 0.5, 0.5)", origin)
+    return tuple(_check_scalar(key, item, origin) for item in value)
+  value = _check_scalar(key, value, origin)
+  if field.choices and value not in field.choices:
+    near = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    _refuse(key, value, f"one of {', '.join(map(repr, field.choices))}{hint}", origin)
+  if field.minimum is not None and value < field.minimum:
+    _refuse(key, value, f"at least {field.minimum}", origin)
+  if field.units:
+    try:
+      durations.parse(value, units=field.units)
+    except ValueError as error:
+      raise ConfigError(f"{origin} sets config.{key}: {error}") from error
+  return value
+
+
+def _check_scalar(key, value, origin):
+  """Exact types: an int becomes a float where a float is due, a bool is never a number."""
+  expected = FIELDS[key].value_type
+  if expected is float and type(value) is int:
+    value = float(value)
+  if type(value) is not expected:
+    _refuse(key, value, f"of type {expected.__name__}", origin)
+  return value
+
+
+def _refuse(key, value, wanted, origin):
+  raise ConfigError(f"{origin} sets config.{key} to {value!r}; it must be {wanted}")
+
+
+def _parse(key: str, text: str):
+  """Reads the text of a command-line override as the field's type."""
+  field = FIELDS[key]
+  if text.lower() in ("none", "null"):
+    return None
+  if field.value_type is str and not field.length:
+    return text
+  if field.value_type is bool and text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text

@@ -1,0 +1,150 @@
+"""Any REF to a checkpoint: model, parameters, preprocessing and labels.
+
+REF: `RUN[@STEP|@latest|@best]` for a run of ours, or a Hugging Face directory.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from vit_jax import config as config_lib
+from vit_jax import resolve
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.data.preprocess import Preprocessing
+from vit_jax.errors import CheckpointError
+from vit_jax.interop import huggingface
+from vit_jax.models.positions import resize_position_embedding
+from vit_jax.models.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What a REF names; unpacks as `model, params = load(REF)`.
+
+  Attributes:
+    model_config: attributes of `models.vit.ViT`, plain and JSON-able.
+    params: nested dict of float32 NumPy arrays (`models/vit.py` lists them).
+    preprocessing: the evaluation transform as a plain dict (`data/preprocess.py`).
+    labels: class names, or None.
+    config: the run's whole config, or None for other people's checkpoints.
+    step: of the run, or None.
+    report: what a user should know about how it was read.
+  """
+
+  model_config: dict
+  params: dict
+  preprocessing: dict
+  labels: tuple[str, ...] | None = None
+  config: Any = None
+  step: int | None = None
+  report: tuple[str, ...] = ()
+
+  @property
+  def model(self) -> ViT:
+    return ViT(**self.model_config)
+
+  def preprocess(self, images):
+    """Paths, bytes, PIL images or uint8 arrays to float32 `[B, S, S, 3]`, as in evaluation."""
+    return Preprocessing.from_dict(self.preprocessing)(images)
+
+  def __iter__(self):
+    return iter((self.model, self.params))
+
+
+def load(ref: str, *, dtype: str | None = None, image_size: int | None = None) -> Checkpoint:
+  """Loads a checkpoint.
+
+  Args:
+    ref: see the module.
+    dtype: of the computation, "float32" or "bfloat16"; None for the checkpoint's own.
+    image_size: position embeddings are resampled to it; None for the checkpoint's own.
+
+  Raises:
+    CheckpointError: nothing there, or not readable; the text says what was looked for.
+  """
+  path, _, which = str(ref).partition("@")
+  directory = epath.Path(path)
+  if not directory.exists():
+    raise CheckpointError(
+        f"{ref}: there is no {directory}. A checkpoint is named by a run's directory "
+        "(RUN, RUN@STEP, RUN@best) or by a Hugging Face directory"
+    )
+  if RunDirectory(directory).exists():
+    checkpoint = _load_run(directory, which or "latest")
+  elif (directory / "config.json").exists() and not which:
+    read = huggingface.read(directory)
+    checkpoint = Checkpoint(
+        model_config=read.model,
+        params=read.params,
+        preprocessing=read.preprocessing or _default_preprocessing(read.model["image_size"]),
+        labels=read.labels,
+        report=read.report,
+    )
+  else:
+    raise CheckpointError(
+        f"{ref}: {directory} is neither a run of vit_jax (run.json and checkpoints/) nor a Hugging "
+        "Face directory (config.json and model.safetensors)"
+    )
+  if dtype is not None:
+    model_config = checkpoint.model_config | {"dtype": dtype}
+    checkpoint = dataclasses.replace(checkpoint, model_config=model_config)
+  return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
+
+
+def at_image_size(
+    checkpoint: Checkpoint, image_size: int, *, interpolation: str = "bicubic"
+) -> Checkpoint:
+  """Returns the checkpoint for images of another size, its position embeddings resampled."""
+  model_config = checkpoint.model_config | {"image_size": image_size}
+  table = resize_position_embedding(
+      checkpoint.params["position_embedding"],
+      patches_per_side=image_size // model_config["patch_size"],
+      interpolation=interpolation,
+  )
+  scale = image_size / checkpoint.model_config["image_size"]
+  preprocessing = checkpoint.preprocessing | {"image_size": image_size}
+  if preprocessing.get("short_side"):
+    preprocessing["short_side"] = round(preprocessing["short_side"] * scale)
+  return dataclasses.replace(
+      checkpoint,
+      model_config=model_config,
+      params=checkpoint.params | {"position_embedding": table},
+      preprocessing=preprocessing,
+  )
+
+
+def _load_run(directory, which: str) -> Checkpoint:
+  """Reads one committed step of a run: "latest", "best" or a number."""
+  run = RunDirectory(directory)
+  checkpoints = Checkpoints(run.checkpoints, read_only=True)
+  steps = checkpoints.steps()
+  step = {"latest": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
+  if isinstance(step, str):
+    step = int(step) if step.isdigit() else step
+  if step not in steps:
+    have = ", ".join(map(str, steps)) or "none"
+    raise CheckpointError(f"{directory}@{which}: no such checkpoint; committed steps: {have}")
+  params, meta = checkpoints.restore_params(step)
+  checkpoints.close()
+  config = config_lib.from_json(meta["config"], origin=f"{directory}, step {step}")
+  labels = tuple(json.loads(run.info_path.read_text())["classes"])
+  return Checkpoint(
+      model_config=resolve.model_arguments(config, num_classes=len(labels)),
+      params=params,
+      preprocessing=resolve.preprocessing(config),
+      labels=labels,
+      config=config,
+      step=step,
+  )
+
+
+def _default_preprocessing(image_size: int) -> dict:
+  """Hugging Face's ViTImageProcessor without a file: squash, bilinear, mean and std of 1/2."""
+  return {
+      "image_size": image_size, "resize": "squash", "short_side": None,
+      "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+      "exif_orientation": False,
+  }

@@ -1,0 +1,150 @@
+"""What a run will compute, decided from its config and data before anything is written or compiled."""
+
+import dataclasses
+import functools
+from typing import Any, Callable
+
+import jax
+import numpy as np
+
+from vit_jax import durations
+from vit_jax.batch_ops.prepare import prepare_batch
+from vit_jax.errors import ConfigError
+from vit_jax.models.flops import training_flops
+from vit_jax.models.vit import ViT
+from vit_jax.objectives.supervised import Supervised
+from vit_jax.optim.optimizer import make_optimizer
+from vit_jax.optim.schedule import make_schedule
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel import sharding
+from vit_jax.resolve import model_arguments
+from vit_jax.step import init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A run's parts, ready to be started.
+
+  Attributes:
+    config: resolved; no key of `model` or `input` that matters is open.
+    mesh: over all devices.
+    total_steps: of the whole run.
+    steps_in: a duration's text to steps.
+    model_config: attributes of `models.vit.ViT`.
+    objective: see `objectives/__init__.py`.
+    schedule: step to learning rate.
+    init: key to `step.TrainState`; to be jitted with `state_shardings`.
+    init_key, step_key: PRNG keys, functions of the seed.
+    abstract: the state's shapes and dtypes.
+    state_shardings: a tree like the state.
+    train_step: see `step.make_train_step`.
+  """
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  total_steps: int
+  steps_in: Callable[[str], int]
+  model_config: dict
+  objective: Any
+  schedule: Callable
+  init: Callable
+  init_key: jax.Array
+  step_key: jax.Array
+  abstract: Any
+  state_shardings: Any
+  train_step: Callable
+
+
+def make_plan(config, *, examples: int, num_classes: int) -> Plan:
+  """Builds the parts of a run.
+
+  Args:
+    config: resolved (`resolve.resolve`).
+    examples: length of the training split.
+    num_classes: of the data set.
+
+  Raises:
+    ConfigError: mesh, batch or durations do not work out.
+  """
+  mesh = mesh_lib.create_mesh(**config.mesh)
+  batch_size = config.input.batch_size
+  _check_batch_size(batch_size, mesh_lib.data_shards(mesh))
+  steps_in = functools.partial(
+      durations.to_steps, batch_size=batch_size, examples=examples
+  )
+  total_steps = steps_in(config.total, total_steps=None)
+  steps_in = functools.partial(steps_in, total_steps=total_steps)
+
+  model_config = model_arguments(config, num_classes=num_classes)
+  objective = Supervised(ViT(**model_config))
+  schedule = make_schedule(
+      config.schedule.name,
+      learning_rate=config.optimizer.learning_rate,
+      end_learning_rate=config.schedule.end_learning_rate,
+      warmup_steps=steps_in(config.schedule.warmup),
+      total_steps=total_steps,
+  )
+  optimizer = make_optimizer(
+      schedule=schedule,
+      **{k: v for k, v in config.optimizer.items() if k != "learning_rate"},
+  )
+  prepare = functools.partial(
+      prepare_batch,
+      mean=config.input.mean,
+      std=config.input.std,
+      num_classes=num_classes,
+      mixup_alpha=config.batch_ops.mixup_alpha,
+  )
+  image = np.zeros((1, config.model.image_size, config.model.image_size, 3), np.float32)
+  init = lambda key: init_state(objective, optimizer, key, {"image": image})
+  init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  abstract = jax.eval_shape(init, init_key)
+  state_shardings = sharding.shardings(abstract, mesh)
+  return Plan(
+      config=config,
+      mesh=mesh,
+      total_steps=total_steps,
+      steps_in=steps_in,
+      model_config=model_config,
+      objective=objective,
+      schedule=schedule,
+      init=init,
+      init_key=init_key,
+      step_key=jax.device_put(step_key, mesh_lib.replicated(mesh)),
+      abstract=abstract,
+      state_shardings=state_shardings,
+      train_step=make_train_step(
+          objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings
+      ),
+  )
+
+
+def describe(plan: Plan) -> str:
+  """Several lines: model, cost, mesh, steps, and where each parameter lies."""
+  params = plan.abstract.params
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  model, mesh = plan.model_config, plan.mesh
+  gflops = training_flops(**model) / 1e9
+  lines = [
+      f"model: width {model['width']}, depth {model['depth']}, {model['num_heads']} heads, patch "
+      f"{model['patch_size']}, {model['image_size']} px, {model['num_classes']} classes: "
+      f"{count:,} parameters, {gflops:.3g} GFLOP a training image",
+      f"mesh: {' x '.join(f'{name} {size}' for name, size in mesh.shape.items())} on "
+      f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+      f"steps: {plan.total_steps} of {plan.config.input.batch_size} images "
+      f"({plan.config.total})",
+      "parameters:",
+      sharding.placement_table(sharding.place(params, mesh)),
+  ]
+  return "\n".join(lines)
+
+
+def _check_batch_size(batch_size: int, shards: int) -> None:
+  """Pairs of neighbours (Mixup) must lie on one of the `shards` devices."""
+  unit = 2 * shards
+  if batch_size % unit:
+    near = max(unit, round(batch_size / unit) * unit)
+    raise ConfigError(
+        f"config.input.batch_size {batch_size} does not divide over the mesh: it must be a multiple "
+        f"of {unit} (2 x {shards} data shards); the nearest is {near}"
+    )

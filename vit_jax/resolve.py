@@ -1,0 +1,101 @@
+"""What a config leaves open (None), decided by the checkpoint a run starts from, or by defaults.
+
+The result is written into the run, so that resuming and loading it need neither again.
+"""
+
+from vit_jax import config as config_lib
+from vit_jax.errors import ConfigError
+from vit_jax.models.variants import variant_shape
+
+_MODEL_DEFAULTS = {"image_size": 224, "pooling": "cls", "gelu": "tanh", "layer_norm_epsilon": 1e-6}
+_INPUT_DEFAULTS = {
+    "resize": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+}
+_SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
+# The checkpoint's weights mean nothing under another value of these.
+_FIXED_BY_CHECKPOINT = _SHAPE + ("pooling", "gelu", "layer_norm_epsilon")
+
+
+def resolve(config, *, checkpoint):
+  """Fills the open keys of `config.model` and `config.input`.
+
+  Args:
+    checkpoint: a `load.Checkpoint` to start from, or None.
+
+  Raises:
+    ConfigError: the config contradicts the checkpoint or itself.
+  """
+  model = _resolve_model(config.model, checkpoint)
+  values = {f"model.{key}": value for key, value in model.items()}
+  values |= {
+      f"input.{key}": value
+      for key, value in _resolve_input(config.input, model["image_size"], checkpoint).items()
+  }
+  return config_lib.replace(config, values)
+
+
+def model_arguments(config, *, num_classes: int) -> dict:
+  """Returns the attributes of `models.vit.ViT` that a resolved config describes."""
+  names = _SHAPE + (
+      "image_size", "pooling", "pre_logits", "gelu", "layer_norm_epsilon", "dropout",
+      "stochastic_depth", "dtype", "scan", "attention",
+  )
+  return {name: config.model[name] for name in names} | {"num_classes": num_classes}
+
+
+def preprocessing(config) -> dict:
+  """Returns the evaluation transform that a resolved config describes, as `data.preprocess` takes
+  it."""
+  names = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
+  return {name: config.input[name] for name in names} | {"image_size": config.model.image_size}
+
+
+def _resolve_model(model, checkpoint) -> dict:
+  """Shape and numerics of the model, each key from the config, the checkpoint or the default."""
+  given = {}
+  if model.variant or not checkpoint:
+    try:
+      given = variant_shape(model.variant or "S/16")
+    except ValueError as error:
+      raise ConfigError(f"config.model.variant: {error}") from error
+  given |= {k: model[k] for k in _SHAPE + tuple(_MODEL_DEFAULTS) if model[k] is not None}
+  theirs = checkpoint.model_config if checkpoint else {}
+  for key in _FIXED_BY_CHECKPOINT:
+    if key in theirs and given.get(key, theirs[key]) != theirs[key]:
+      raise ConfigError(
+          f"config.model.{key} is {given[key]!r}, but the checkpoint in config.init.checkpoint has "
+          f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
+      )
+  kept = {k: theirs[k] for k in _FIXED_BY_CHECKPOINT + ("image_size",) if k in theirs}
+  shape = _MODEL_DEFAULTS | kept | given
+  if shape["image_size"] % shape["patch_size"]:
+    near = max(1, round(shape["image_size"] / shape["patch_size"])) * shape["patch_size"]
+    raise ConfigError(
+        f"config.model.image_size {shape['image_size']} is not a multiple of the patch size "
+        f"{shape['patch_size']}; the nearest that is: {near}"
+    )
+  if shape["width"] % shape["num_heads"]:
+    raise ConfigError(
+        f"config.model.width {shape['width']} is not a multiple of num_heads {shape['num_heads']}"
+    )
+  return shape
+
+
+def _resolve_input(inputs, image_size: int, checkpoint) -> dict:
+  """The evaluation transform, each key from the config, the checkpoint or the default."""
+  theirs = dict(checkpoint.preprocessing) if checkpoint and checkpoint.preprocessing else {}
+  chosen = {
+      key: inputs[key] if inputs[key] is not None else theirs.get(key) or default
+      for key, default in _INPUT_DEFAULTS.items()
+  }
+  short_side = inputs.short_side
+  if chosen["resize"] == "center" and short_side is None:
+    # The checkpoint's crop is a share of its short side; keep that share at another size.
+    share = theirs["short_side"] / theirs["image_size"] if theirs.get("short_side") else 8 / 7
+    short_side = round(image_size * share)
+  if short_side is not None and short_side < image_size:
+    raise ConfigError(
+        f"config.input.short_side {short_side} is smaller than config.model.image_size "
+        f"{image_size}, which is cropped out of it"
+    )
+  return chosen | {"short_side": short_side}

@@ -1,0 +1,79 @@
+"""Whether a command begins a run, continues it, or contradicts it."""
+
+import dataclasses
+import time
+
+from vit_jax import config as config_lib
+from vit_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+  """How a command relates to what its directory holds.
+
+  Attributes:
+    config: the config to go on with; with open keys (None) where the run is new.
+    info: the run's `run.json`, or None where the run is new.
+    changed: {key: (old, new)} of what the command changes.
+  """
+
+  config: object
+  info: dict | None
+  changed: dict[str, tuple]
+
+
+def continue_or_begin(run, requested, *, amend: bool) -> Continuation:
+  """Compares the requested config with the one that the run was begun with.
+
+  Args:
+    run: a `checkpoint.run.RunDirectory`.
+    amend: whether recipe keys may change.
+
+  Raises:
+    ConfigError: an identity key differs, or a recipe key without `amend`.
+  """
+  if not run.exists():
+    run.check_writable()
+    return Continuation(requested, None, {})
+  info = run.read_info()
+  before = config_lib.from_json(info["requested"], origin=str(run.info_path))
+  changed = config_lib.differences(before, requested)
+  if changed[config_lib.IDENTITY]:
+    raise ConfigError(
+        f"{run.path} holds a run of another config: {_listed(changed[config_lib.IDENTITY])}. "
+        "Choose another --workdir, or repeat the command that the run was begun with"
+    )
+  if changed[config_lib.RECIPE] and not amend:
+    raise ConfigError(
+        f"{run.path} was begun with another recipe: {_listed(changed[config_lib.RECIPE])}. Repeat "
+        "the original command, choose another --workdir, or add --amend to go on from the last "
+        "checkpoint with the new values"
+    )
+  values = changed[config_lib.RUNTIME] | changed[config_lib.RECIPE]
+  resolved = config_lib.from_json(run.read_config(), origin=str(run.config_path))
+  resolved = config_lib.replace(resolved, {key: new for key, (_, new) in values.items()})
+  return Continuation(resolved, info, values)
+
+
+def history_entry(step: int, changed: dict[str, tuple]) -> dict:
+  """A line of `config_history.jsonl`: what changed, from which step on."""
+  return {
+      "step": step,
+      "time": time.time(),
+      "changed": {key: {"from": old, "to": new} for key, (old, new) in changed.items()},
+  }
+
+
+def environment_changes(before: dict, now: dict) -> list[str]:
+  """Sentences on what differs in `{"devices", "mesh", "cpu_threads", "versions"}`: without these
+  equal, resuming is right but not bit-exact."""
+  return [
+      f"{name} was {before[name]}, is {now[name]}: the run goes on, but not bit for bit"
+      for name in now
+      if before.get(name) != now[name]
+  ]
+
+
+def _listed(changed) -> str:
+  return "; ".join(f"config.{key} is {old!r}, asked for {new!r}" for key, (old, new) in
+                   changed.items())

@@ -1,0 +1,226 @@
+"""One run, top to bottom, in the order in which it happens.
+
+Everything is decided and checked first (config, data, weights, mesh), then the directory is written
+and the step compiled, then the loop runs.  The rooms do not know each other; this file introduces
+them.
+"""
+
+import collections
+import dataclasses
+import os
+import time
+
+import jax
+
+from vit_jax import config as config_lib
+from vit_jax import durations, resume
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.preemption import StopSignal
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.data.augment import TrainTransform
+from vit_jax.data.bad_records import BadRecords
+from vit_jax.data.open import open_dataset
+from vit_jax.data.pipeline import train_batches
+from vit_jax.errors import NonFiniteError, Preempted
+from vit_jax.evaluate import evaluation_split, make_evaluator
+from vit_jax.load import load
+from vit_jax.models.flops import training_flops
+from vit_jax.observe.metrics import MetricsWriter
+from vit_jax.observe.peaks import peak_flops
+from vit_jax.observe.progress import Progress
+from vit_jax.observe.throughput import Throughput
+from vit_jax.observe.versions import versions
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.plan import describe, make_plan
+from vit_jax.resolve import resolve
+from vit_jax.step import TrainState, all_finite
+from vit_jax.warm_start import warm_start
+
+
+def train(requested, *, workdir, amend: bool = False) -> None:
+  """Trains, or continues, the run in a directory.
+
+  Args:
+    requested: a config from `config.load`.
+    workdir: the run's directory, local or gs://; the same command again continues it.
+    amend: whether recipe keys may differ from those the run was begun with.
+
+  Raises:
+    ConfigError, DataError, CheckpointError: what is wrong, where, and how to fix it.
+    NonFiniteError: the loss or the parameters are no longer finite.
+    Preempted: SIGTERM or Ctrl-C; the state is saved.
+  """
+  # The run: begun, continued, or complete already.
+  run = RunDirectory(workdir)
+  continuation = resume.continue_or_begin(run, requested, amend=amend)
+  config, info = continuation.config, continuation.info
+  if info and not continuation.changed and resume.is_complete(run, info):
+    print(f"{run.path} is complete: {info['total_steps']} steps. Nothing to do.")
+    return
+
+  # Data, and the weights to start from.
+  dataset = open_dataset(
+      config.input.dataset, path=config.input.path, held_out=config.input.held_out
+  )
+  split = evaluation_split(config, dataset)
+  for note in dataset.notes:
+    print(f"data: {note}")
+  pretrained = None
+  if info is None:
+    pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
+    config = resolve(config, checkpoint=pretrained)
+  else:
+    resume.check_same_data(run, info, dataset)
+
+  # Mesh, steps, model, optimizer.
+  plan = make_plan(
+      config, examples=len(dataset.splits["train"]), num_classes=len(dataset.classes)
+  )
+  print(
+      f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
+      f"images, {len(dataset.classes)} classes\n{describe(plan)}"
+  )
+
+  # The directory is written from here on.
+  best = config.checkpoint.best_metric and f"eval/{split}/{config.checkpoint.best_metric}"
+  checkpoints = Checkpoints(
+      run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best
+  )
+  notes, last_step = checkpoints.recover()
+  environment = resume.environment(plan.mesh)
+  for note in notes + resume.environment_changes(info, environment):
+    print(f"resume: {note}")
+  if jax.process_index() == 0:
+    run.write_config(config_lib.to_json(config))
+    run.write_info({
+        "requested": config_lib.to_json(requested),
+        "classes": list(dataset.classes),
+        "fingerprint": dataset.fingerprint,
+        "evaluation_split": split,
+        "best_metric": best,
+        "total_steps": plan.total_steps,
+        "environment": environment,
+    })
+    if continuation.changed:
+      run.append_history(resume.history_entry(last_step or 0, continuation.changed))
+
+  # The state: new, from other weights, or restored; then the loop.
+  if last_step is None:
+    state, examples_seen = _begin(plan, pretrained), 0
+  else:
+    state, examples_seen = _restore(plan, checkpoints, last_step)
+  _loop(
+      plan, state, dataset, split,
+      examples_seen=examples_seen, run=run, checkpoints=checkpoints, first_step=last_step or 0,
+  )
+
+
+def _begin(plan, pretrained) -> TrainState:
+  """Initial state, drawn from the seed; parameters from a checkpoint where one is given."""
+  state = jax.jit(plan.init, out_shardings=plan.state_shardings)(plan.init_key)
+  if pretrained is None:
+    return state
+  state, said = warm_start(
+      state,
+      pretrained,
+      image_size=plan.config.model.image_size,
+      interpolation=plan.config.init.position_interpolation,
+  )
+  print(said)
+  return state
+
+
+def _restore(plan, checkpoints, step: int) -> tuple[TrainState, int]:
+  """State of a committed step on this run's mesh, and the count of examples it had seen."""
+  abstract = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      plan.abstract,
+      plan.state_shardings,
+  )
+  params, training, meta = checkpoints.restore(
+      step, params=abstract.params, training=_training_items(abstract)
+  )
+  print(f"resume: from step {step} of {plan.total_steps}")
+  return TrainState(params=params, **training), meta["examples_seen"]
+
+
+def _training_items(state: TrainState) -> dict:
+  """What a checkpoint holds beside the parameters."""
+  fields = dataclasses.fields(state)
+  return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
+
+
+def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first_step) -> None:
+  """Trains from `first_step` to the end; logs, evaluates and saves when due, in this order."""
+  config, total = plan.config, plan.total_steps
+  bad = BadRecords()
+  batches = _train_input(plan, dataset.splits["train"], examples_seen, bad)
+  evaluator = make_evaluator(
+      config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
+  )
+  writer = MetricsWriter(run.path, resume_step=first_step)
+  progress = Progress(total_steps=total, start_step=first_step)
+  throughput = _throughput(plan)
+  log_due = _every(plan.steps_in(config.log_every), total)
+  evaluation_due = _every(plan.steps_in(config.evaluate.every), total)
+  save_due = SaveTimer(config.checkpoint.every, plan.steps_in, total)
+  in_flight = collections.deque()
+
+  with StopSignal() as stop:
+    step, stopping = first_step, False
+    while step < total and not stopping:
+      asked = time.perf_counter()
+      batch = next(batches)
+      throughput.step(waited=time.perf_counter() - asked)
+      with jax.transfer_guard("disallow"):
+        state, values = plan.train_step(state, batch, plan.step_key)
+      step += 1
+      examples_seen += config.input.batch_size
+      in_flight.append(values["loss"])
+      if len(in_flight) > 2:  # the host may run two steps ahead, no further
+        in_flight.popleft().block_until_ready()
+
+      stopping = stop.at(step)
+      measured = {}
+      if log_due(step):
+        measured |= {f"train/{k}": v.item() for k, v in jax.device_get(values).items()}
+        measured["train/learning_rate"] = float(plan.schedule(step - 1))
+        measured["train/unreadable_images"] = bad.count
+        measured |= throughput.read()
+        progress.update(step, measured)
+        checkpoints.check()
+      if evaluation_due(step):
+        evaluated = {f"eval/{split}/{k}": v for k, v in evaluator.run(state.params).items()}
+        measured |= evaluated
+        progress.message(_evaluation_line(step, split, evaluated))
+      if measured:
+        writer.write(step, measured)
+      best_due = evaluation_due(step) and config.checkpoint.best_metric
+      if save_due(step) or best_due or stopping:
+        _check_finite(step, values["loss"], state.params, run.path)
+        checkpoints.save(
+            step,
+            params=state.params,
+            training=_training_items(state),
+            meta={
+                "config": config_lib.to_json(config),
+                "examples_seen": examples_seen,
+                "metrics": {k: v for k, v in measured.items() if k.startswith("eval/")},
+                "versions": versions(),
+            },
+        )
+        save_due.saved()
+      if evaluation_due(step) or save_due.last_step == step:
+        throughput.restart()
+
+  # Nothing is done before the last checkpoint is safe.
+  checkpoints.wait()
+  checkpoints.close()
+  writer.close()
+  progress.close()
+  if stopping and step < total:
+    raise Preempted(
+        f"{stop.requested}: stopped at step {step} of {total}; the state is saved in {run.path} and "
+        "the same command continues from there"
+    )
+  print(f"{run.path}: done, {total} steps")
