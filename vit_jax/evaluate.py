@@ -1,12 +1,13 @@
 """Evaluation of a checkpoint, top to bottom; also the evaluator that training runs."""
 
-import functools
+import json
 
+from etils import epath
 import jax
-import numpy as np
 
 from vit_jax import config as config_lib
 from vit_jax.batch_ops.normalize import normalize
+from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.open import open_dataset
 from vit_jax.data.pipeline import eval_batches
@@ -14,9 +15,9 @@ from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.classification import Classification
 from vit_jax.load import load
+from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import model_arguments, preprocessing, resolve
-from vit_jax.models.vit import ViT
 
 
 def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) -> dict:
@@ -111,3 +112,12 @@ def check_classes(ref, labels, dataset) -> None:
       f"{ref} knows {len(labels)} classes, {dataset.name} has {len(ours)} and they are not the same "
       f"({detail}): name the data set that the checkpoint was trained on, or fine-tune it on yours"
   )
+
+
+def write_result(result: dict, output: str | None) -> None:
+  """Writes an evaluation's JSON to a file, by default into the run that was measured."""
+  run = RunDirectory(result["model"].partition("@")[0])
+  if output is None and not run.exists():
+    return
+  path = epath.Path(output) if output else run.path / "evaluation.json"
+  path.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,10 +1,12 @@
 """Whether a command begins a run, continues it, or contradicts it."""
 
 import dataclasses
+import os
 import time
 
 from vit_jax import config as config_lib
 from vit_jax.errors import ConfigError
+from vit_jax.observe.versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +66,54 @@ def history_entry(step: int, changed: dict[str, tuple]) -> dict:
   }
 
 
-def environment_changes(before: dict, now: dict) -> list[str]:
-  """Sentences on what differs in `{"devices", "mesh", "cpu_threads", "versions"}`: without these
-  equal, resuming is right but not bit-exact."""
+def is_complete(run, info: dict) -> bool:
+  """Whether the run's last step is committed."""
+  return (run.checkpoints / str(info["total_steps"]) / "manifest.json").exists()
+
+
+def check_same_data(run, info: dict, dataset) -> None:
+  """Raises ConfigError unless the data set is the one that the run was begun on."""
+  if info["fingerprint"] != dataset.fingerprint:
+    raise ConfigError(
+        f"{run.path} was begun on other data: the fingerprint of {dataset.name} is "
+        f"{dataset.fingerprint[:12]}, was {info['fingerprint'][:12]}, so files, sizes or labels "
+        "changed. Restore them, or choose another --workdir"
+    )
+
+
+def environment(mesh) -> dict:
+  """What must be equal for a resumed run to be bit-exact; cpu_threads is 0 off the CPU."""
+  device = mesh.devices.flat[0]
+  return {
+      "devices": f"{mesh.size} x {device.device_kind}",
+      "mesh": dict(mesh.shape),
+      "cpu_threads": int(os.environ.get("NPROC", 0)) if device.platform == "cpu" else 0,
+      "versions": versions(),
+  }
+
+
+def environment_changes(info: dict | None, now: dict) -> list[str]:
+  """Sentences on what differs from the environment that the run was last in."""
+  before = info["environment"] if info else now
   return [
-      f"{name} was {before[name]}, is {now[name]}: the run goes on, but not bit for bit"
+      f"{name} was {before.get(name)}, is {now[name]}: the run goes on, but not bit for bit"
       for name in now
       if before.get(name) != now[name]
   ]
+
+
+def pin_cpu_threads(run) -> None:
+  """Sets NPROC, which fixes XLA's threads on the CPU and with them the bits of its results.
+
+  To be called before a backend starts.  A run keeps the number that it was begun with; a new run
+  takes the cores that this process may use.
+  """
+  # macOS has no affinity to ask for.
+  usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+  threads = len(usable(0))
+  if run.exists():
+    threads = run.read_info()["environment"]["cpu_threads"] or threads
+  os.environ.setdefault("NPROC", str(threads))
 
 
 def _listed(changed) -> str:

@@ -7,13 +7,13 @@ them.
 
 import collections
 import dataclasses
-import os
+import functools
 import time
 
 import jax
 
 from vit_jax import config as config_lib
-from vit_jax import durations, resume
+from vit_jax import resume
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.run import RunDirectory
@@ -30,6 +30,7 @@ from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.progress import Progress
 from vit_jax.observe.throughput import Throughput
 from vit_jax.observe.versions import versions
+from vit_jax.pace import Pace
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
@@ -161,9 +162,10 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
   writer = MetricsWriter(run.path, resume_step=first_step)
   progress = Progress(total_steps=total, start_step=first_step)
   throughput = _throughput(plan)
-  log_due = _every(plan.steps_in(config.log_every), total)
-  evaluation_due = _every(plan.steps_in(config.evaluate.every), total)
-  save_due = SaveTimer(config.checkpoint.every, plan.steps_in, total)
+  pace = functools.partial(Pace, steps_in=plan.steps_in, total_steps=total)
+  log, evaluation, save = map(
+      pace, (config.log_every, config.evaluate.every, config.checkpoint.every)
+  )
   in_flight = collections.deque()
 
   with StopSignal() as stop:
@@ -180,24 +182,24 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
       if len(in_flight) > 2:  # the host may run two steps ahead, no further
         in_flight.popleft().block_until_ready()
 
-      stopping = stop.at(step)
-      measured = {}
-      if log_due(step):
+      stopping, measured = stop.at(step), {}
+      log_due, evaluation_due = log.due(step), evaluation.due(step)
+      save_due = save.due(step) or stopping or (evaluation_due and config.checkpoint.best_metric)
+      if log_due:
         measured |= {f"train/{k}": v.item() for k, v in jax.device_get(values).items()}
         measured["train/learning_rate"] = float(plan.schedule(step - 1))
         measured["train/unreadable_images"] = bad.count
         measured |= throughput.read()
         progress.update(step, measured)
         checkpoints.check()
-      if evaluation_due(step):
-        evaluated = {f"eval/{split}/{k}": v for k, v in evaluator.run(state.params).items()}
-        measured |= evaluated
-        progress.message(_evaluation_line(step, split, evaluated))
+      if evaluation_due:
+        evaluated = evaluator.run(state.params)
+        measured |= {f"eval/{split}/{name}": value for name, value in evaluated.items()}
+        progress.message(f"step {step}: {split} accuracy {evaluated['accuracy']:.2%}")
       if measured:
         writer.write(step, measured)
-      best_due = evaluation_due(step) and config.checkpoint.best_metric
-      if save_due(step) or best_due or stopping:
-        _check_finite(step, values["loss"], state.params, run.path)
+      if save_due:
+        _check_finite(step, values["loss"], state.params, run)
         checkpoints.save(
             step,
             params=state.params,
@@ -209,8 +211,7 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
                 "versions": versions(),
             },
         )
-        save_due.saved()
-      if evaluation_due(step) or save_due.last_step == step:
+      if evaluation_due or save_due:
         throughput.restart()
 
   # Nothing is done before the last checkpoint is safe.
@@ -218,9 +219,63 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
   checkpoints.close()
   writer.close()
   progress.close()
-  if stopping and step < total:
+  if step < total:
     raise Preempted(
         f"{stop.requested}: stopped at step {step} of {total}; the state is saved in {run.path} and "
         "the same command continues from there"
     )
   print(f"{run.path}: done, {total} steps")
+
+
+def _train_input(plan, source, examples_seen: int, bad):
+  """Iterator of training batches on the devices, from a position in the data on."""
+  config = plan.config
+  shard, shards = mesh_lib.process_slice(plan.mesh)
+  batches = train_batches(
+      source,
+      batch_size=config.input.batch_size,
+      seed=config.seed,
+      start=examples_seen,
+      shard=shard,
+      shards=shards,
+      transform=TrainTransform(
+          image_size=config.model.image_size,
+          crop=config.input.crop,
+          crop_min_area=config.input.crop_min_area,
+          crop_padding=config.input.crop_padding,
+          flip=config.input.flip,
+          exif_orientation=config.input.exif_orientation,
+      ),
+      threads=config.input.threads,
+      bad=bad,
+  )
+  on_devices = (mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
+  return _one_ahead(on_devices)
+
+
+def _one_ahead(batches):
+  """Yields batches, the next one already on its way to the devices."""
+  following = next(batches)
+  for batch in batches:
+    yield following
+    following = batch
+
+
+def _throughput(plan) -> Throughput:
+  """A meter for this model on these devices."""
+  peak = peak_flops(jax.devices()[0].device_kind, plan.config.model.dtype)
+  return Throughput(
+      batch_size=plan.config.input.batch_size,
+      flops_per_image=training_flops(**plan.model_config),
+      peak_flops=peak and peak * plan.mesh.size,
+  )
+
+
+def _check_finite(step: int, loss, params, run) -> None:
+  """Nothing that is not finite is committed."""
+  if not all_finite((loss, params)):
+    raise NonFiniteError(
+        f"{run.path}: the loss or the parameters are not finite at step {step}; nothing was saved. "
+        "The last checkpoint is intact: lower config.optimizer.learning_rate, lengthen "
+        "config.schedule.warmup or set config.optimizer.clip_global_norm, and go on with --amend"
+    )

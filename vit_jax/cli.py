@@ -1,0 +1,183 @@
+"""The verbs: `vit-jax VERB`, also `python -m vit_jax VERB`.
+
+Imports what a verb needs only when it runs, so that `--help` answers at once.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+import textwrap
+import traceback
+
+from vit_jax import __version__
+from vit_jax.errors import ConfigError, VitJaxError
+
+_REF = "RUN[@STEP|@latest|@best], or a Hugging Face directory"
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs a verb and leaves with its exit code: 0 done, 2 usage or config, 3 data, 4 non-finite
+  training, 5 checkpoint, 75 preempted (start me again)."""
+  argv = sys.argv[1:] if argv is None else argv
+  debug = "--debug" in argv
+  try:
+    arguments, overrides = _parse([a for a in argv if a != "--debug"])
+    code = arguments.run(arguments, overrides)
+  except VitJaxError as error:
+    if debug:
+      traceback.print_exc()
+    print(textwrap.fill(f"vit-jax: {error}", 100, break_long_words=False,
+                        break_on_hyphens=False), file=sys.stderr)
+    code = error.exit_code
+  except KeyboardInterrupt:
+    print("vit-jax: interrupted", file=sys.stderr)
+    code = 130
+  sys.exit(code or 0)
+
+
+def _parse(argv):
+  """Splits the command line into a verb's arguments and `--config.key=value` overrides."""
+  parser = _parser()
+  arguments, rest = parser.parse_known_args(argv)
+  overrides = {}
+  for text in rest:
+    key, equals, value = text.removeprefix("--config.").partition("=")
+    if not text.startswith("--config.") or not equals:
+      known = [option for action in arguments.parser._actions for option in action.option_strings]
+      near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
+      hint = f"; did you mean {near[0]}?" if near else ""
+      raise ConfigError(
+          f"{arguments.verb} does not take {text!r}{hint} Config keys are set as "
+          f"--config.key=value. `vit-jax {arguments.verb} --help` shows an example"
+      )
+    overrides[key] = value
+  if overrides and "config" not in arguments:
+    raise ConfigError(f"{arguments.verb} takes no --config.key=value")
+  return arguments, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+  """Builds the parser of all verbs."""
+  parser = argparse.ArgumentParser(
+      prog="vit-jax", allow_abbrev=False,
+      description="Train Vision Transformers in JAX, and publish them.",
+      epilog="--debug after any verb shows the traceback of an error.",
+  )
+  parser.add_argument("--version", action="version", version=__version__)
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+  def verb(name, run, summary, example):
+    sub = verbs.add_parser(
+        name, help=summary, description=summary, allow_abbrev=False, epilog=f"Example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run, parser=sub)
+    return sub.add_argument
+
+  add = verb("train", _train, "Train, or continue, a run.", """\
+  vit-jax train --config=quickstart --workdir=runs/digits --config.total="10 epochs"
+The same command again continues the run. `vit-jax configs` lists the recipes.""")
+  add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="the recipe")
+  add("--workdir", required=True, metavar="RUN", help="the run's directory, made if missing")
+  add("--amend", action="store_true", help="go on although recipe keys differ")
+
+  add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
+  vit-jax evaluate --model=runs/digits@best --output=accuracy.json
+  vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos""")
+  add("--model", required=True, metavar="REF", help=_REF)
+  add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
+  add("--output", metavar="FILE", help="also write the JSON here [RUN/evaluation.json for a run]")
+
+  add = verb("predict", _predict, "Name what is in images.", """\
+  vit-jax predict --model=runs/flowers@best photo.jpg""")
+  add("--model", required=True, metavar="REF", help=_REF)
+  add("--top", type=int, default=5, metavar="N", help="classes shown [5]")
+  add("images", nargs="+", metavar="IMAGE")
+
+  add = verb("convert", _convert, "Write a checkpoint in somebody else's format, verified.", """\
+  vit-jax convert --model=runs/digits --output=digits_hf --to=huggingface""")
+  add("--model", required=True, metavar="REF", help=_REF)
+  add("--output", required=True, metavar="PATH", help="directory to write")
+  add("--to", default="huggingface", choices=["huggingface"], help="the format")
+  add("--architecture", metavar="CLASS", help="ViTForImageClassification, ViTModel [the richest]")
+  add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+
+  add = verb("configs", _configs, "List the recipes, or copy one here to edit.", """\
+  vit-jax configs            the recipes
+  vit-jax configs folder     writes ./folder.py; then: vit-jax train --config=folder.py ...
+  vit-jax configs --keys     every config key, its default and class""")
+  add("name", nargs="?", metavar="NAME")
+  add("--keys", action="store_true", help="list the config keys")
+
+  add = verb("status", _status, "Say where a run stands.", """\
+  vit-jax status --workdir=runs/digits""")
+  add("--workdir", required=True, metavar="RUN")
+  add("--json", action="store_true", help="as JSON")
+
+  verb("doctor", _doctor, "Check this machine: packages, devices, optional parts.", """\
+  vit-jax doctor""")
+  return parser
+
+
+def _train(arguments, overrides):
+  from vit_jax import config, resume
+  from vit_jax.checkpoint.run import RunDirectory
+
+  loaded = config.load(arguments.config, overrides)
+  resume.pin_cpu_threads(RunDirectory(arguments.workdir))
+  from vit_jax.train import train
+
+  train(loaded, workdir=arguments.workdir, amend=arguments.amend)
+
+
+def _evaluate(arguments, overrides):
+  from vit_jax.evaluate import evaluate, write_result
+
+  result = evaluate(arguments.model, config_spec=arguments.config, overrides=overrides)
+  print(json.dumps(result, indent=2))
+  write_result(result, arguments.output)
+
+
+def _predict(arguments, overrides):
+  del overrides
+  from vit_jax.predict import predict
+
+  return predict(arguments.model, arguments.images, top=arguments.top)
+
+
+def _convert(arguments, overrides):
+  del overrides
+  from vit_jax.convert import convert
+
+  convert(
+      arguments.model, output=arguments.output, architecture=arguments.architecture,
+      dtype=arguments.dtype,
+  )
+
+
+def _configs(arguments, overrides):
+  del overrides
+  from vit_jax import recipes
+
+  if arguments.keys:
+    print(recipes.list_keys())
+  elif arguments.name:
+    print(recipes.copy(arguments.name))
+  else:
+    print(recipes.list_recipes())
+
+
+def _status(arguments, overrides):
+  del overrides
+  from vit_jax.observe.status import format_status, read_status
+
+  status = read_status(arguments.workdir)
+  print(json.dumps(status) if arguments.json else format_status(status))
+
+
+def _doctor(arguments, overrides):
+  del arguments, overrides
+  from vit_jax.doctor import doctor
+
+  return doctor()

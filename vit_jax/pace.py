@@ -1,0 +1,35 @@
+"""When something that happens "every so often" is due."""
+
+import time
+
+from vit_jax import durations
+
+
+class Pace:
+  """A duration, asked at every step whether it has passed.
+
+  In steps it is a function of the step alone, whatever the run was resumed from; in minutes or
+  hours it counts from the last time it was due.  The last step of a run is always due.
+  """
+
+  def __init__(self, duration: str, *, steps_in, total_steps: int):
+    """Starts the clock.
+
+    Args:
+      duration: such as "10 minutes" or "1 epochs"; 0 of anything is due at the end only.
+      steps_in: function of a duration's text to steps.
+    """
+    self._seconds = durations.to_seconds(duration)
+    self._steps = steps_in(duration) if self._seconds is None else None
+    self._total, self._last = total_steps, time.monotonic()
+
+  def due(self, step: int) -> bool:
+    """Whether it is due after `step` steps; ask once a step."""
+    if step == self._total:
+      return True
+    if self._seconds is None:
+      return self._steps > 0 and step % self._steps == 0
+    if self._seconds <= 0 or time.monotonic() - self._last < self._seconds:
+      return False
+    self._last = time.monotonic()
+    return True
