@@ -1,0 +1,1 @@
+"""Save, verify, restore, fall back; preemption; what a run owns."""

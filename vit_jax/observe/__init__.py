@@ -1,0 +1,1 @@
+"""Metrics, progress, status, versions; what a run shows of itself."""

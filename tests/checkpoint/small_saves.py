@@ -1,0 +1,17 @@
+"""Small states that are a function of the step; for the tests and the processes they start."""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def make(step: int, rows: int) -> dict:
+  """One float32 array of `rows` times 4 KiB."""
+  values = np.random.default_rng(step).normal(size=(rows, 1024)).astype(np.float32)
+  return {"kernel": jnp.asarray(values)}
+
+
+def save(checkpoints, step: int, rows: int) -> bool:
+  """Saves `make(step, rows)` as both items."""
+  state = make(step, rows)
+  meta = {"config": {}, "examples_seen": step, "metrics": {}, "versions": {}}
+  return checkpoints.save(step, params=state, training=state, meta=meta)

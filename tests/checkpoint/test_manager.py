@@ -1,0 +1,221 @@
+"""Saving, retention, restoring; on eight host devices."""
+
+import json
+import pathlib
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.errors import CheckpointError
+
+
+def make_state(seed=0):
+  """Parameters and an optimizer state with the containers that optax uses."""
+  keys = jax.random.split(jax.random.key(seed))
+  params = {
+      "head": {
+          "kernel": jax.random.normal(keys[0], (16, 8)), "bias": jnp.ones(8, jnp.bfloat16),
+      },
+      "class_token": jax.random.normal(keys[1], (1, 1, 16)),
+  }
+  mask = {"head": {"kernel": True, "bias": False}, "class_token": False}
+  optimizer = optax.chain(
+      optax.clip_by_global_norm(1.0),
+      optax.masked(optax.add_decayed_weights(0.1), mask),
+      optax.adamw(1e-3),
+  )
+  training = {
+      "step": jnp.int32(seed), "opt_state": optimizer.init(params), "ema": None,
+      "objective_state": {},
+  }
+  return params, training
+
+
+def make_meta(step, **metrics):
+  return {
+      "config": {"seed": 1}, "examples_seen": 2**40 + step, "metrics": metrics, "versions": {},
+  }
+
+
+def save(checkpoints, step, **metrics):
+  params, training = make_state(step)
+  meta = make_meta(step, **metrics)
+  return checkpoints.save(step, params=params, training=training, meta=meta)
+
+
+def abstract(tree, sharding):
+  return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+  )
+
+
+def on_one_device():
+  return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def assert_equal(left, right):
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_restores_the_same_bits_structure_and_meta(tmp_path):
+  params, training = make_state(3)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert checkpoints.steps() == [] and checkpoints.latest() is None
+    assert checkpoints.recover() == ([], None)
+    meta = make_meta(3, accuracy=0.5, loss=float("nan"))
+    assert checkpoints.save(3, params=params, training=training, meta=meta)
+    checkpoints.wait()
+    assert checkpoints.steps() == [3] and checkpoints.verify(3) == []
+    device = on_one_device()
+    restored = checkpoints.restore(
+        3, params=abstract(params, device), training=abstract(training, device)
+    )
+  assert_equal(restored[0], params)
+  assert_equal(restored[1], training)
+  assert restored[2] == make_meta(3, accuracy=0.5, loss=None)
+
+
+def test_restores_onto_another_mesh(tmp_path):
+  mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+  params, training = make_state()
+  params["head"]["kernel"] = jax.device_put(
+      params["head"]["kernel"], NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+  )
+  other = NamedSharding(
+      jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,)), PartitionSpec()
+  )
+  target = abstract(params, other)
+  kernel = NamedSharding(other.mesh, PartitionSpec(None, "fsdp"))
+  target["head"]["kernel"] = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=kernel)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, params=params, training=training, meta=make_meta(1))
+    restored, _, _ = checkpoints.restore(
+        1, params=target, training=abstract(training, other)
+    )
+  assert restored["head"]["kernel"].sharding == kernel
+  assert restored["class_token"].sharding == other
+  assert_equal(restored, params)
+
+
+def test_a_reader_takes_the_parameters_alone(tmp_path):
+  params, _ = make_state(4)
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 4)
+  with Checkpoints(tmp_path, read_only=True) as reader:
+    restored, meta = reader.restore_params(4)
+    with pytest.raises(ValueError, match="reading only"):
+      save(reader, 5)
+  assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(restored))
+  assert restored["head"]["bias"].dtype == jnp.bfloat16
+  assert_equal(restored, params)
+  assert meta["examples_seen"] == 2**40 + 4
+
+
+def test_a_reader_of_nothing(tmp_path):
+  reader = Checkpoints(tmp_path / "absent", read_only=True, best_metric="accuracy")
+  assert (reader.steps(), reader.latest(), reader.best()) == ([], None, None)
+  with pytest.raises(CheckpointError, match="7 is no committed .*steps: none"):
+    reader.restore_params(7)
+  assert not (tmp_path / "absent").exists()
+
+
+def test_donating_the_state_during_a_save_does_not_change_what_is_saved(tmp_path):
+  add_one = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+  params = {"kernel": jnp.full((512, 1024), 10.0)}
+  training = {"trace": jnp.full((512, 1024), 20.0)}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, params=params, training=training, meta=make_meta(1))
+    for _ in range(20):
+      params, training = add_one(params), add_one(training)
+    target = abstract((params, training), on_one_device())
+    restored = checkpoints.restore(1, params=target[0], training=target[1])
+  assert np.all(restored[0]["kernel"] == 10) and np.all(restored[1]["trace"] == 20)
+
+
+def test_retention_keeps_the_newest_and_the_best(tmp_path):
+  accuracy = {1: 0.1, 2: 0.9, 3: 0.9, 4: 0.3, 5: float("nan")}
+  with Checkpoints(tmp_path, keep_latest=2, best_metric="accuracy") as checkpoints:
+    for step, value in accuracy.items():
+      assert save(checkpoints, step, accuracy=value)
+    assert save(checkpoints, 6)
+    checkpoints.wait()
+    assert checkpoints.best() == 2
+    assert checkpoints.steps() == [2, 5, 6] and checkpoints.latest() == 6
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
+
+
+def test_the_best_may_be_the_smallest(tmp_path):
+  with Checkpoints(tmp_path, best_metric="loss", best_mode="min") as checkpoints:
+    for step, loss in {1: 2.0, 2: 1.0, 3: 1.5}.items():
+      save(checkpoints, step, loss=loss)
+    checkpoints.wait()
+    assert checkpoints.best() == 2 and checkpoints.steps() == [2, 3]
+
+
+def test_saving_a_committed_step_again_does_nothing(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    assert save(checkpoints, 1) and not save(checkpoints, 1)
+    manifest = (tmp_path / "1" / "manifest.json").stat().st_mtime_ns
+  with Checkpoints(tmp_path) as checkpoints:
+    assert not save(checkpoints, 1)
+  assert (tmp_path / "1" / "manifest.json").stat().st_mtime_ns == manifest
+
+
+def test_a_save_below_the_newest_step_is_an_error(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 20)
+    with pytest.raises(CheckpointError, match="refused to save step 10 .* later step, 20"):
+      save(checkpoints, 10)
+
+
+def test_leaves_that_do_not_fit_are_named(tmp_path):
+  params, training = make_state()
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 1)
+    wanted = {
+        "head": {"kernel": jnp.ones((16, 10)), "bias": jnp.ones(8)}, "pre_logits": jnp.ones(3),
+    }
+    device = on_one_device()
+    with pytest.raises(CheckpointError) as caught:
+      checkpoints.restore(
+          1, params=abstract(wanted, device), training=abstract(training, device)
+      )
+  text = str(caught.value)
+  assert "params/pre_logits: missing in the checkpoint" in text
+  assert "params/class_token: only in the checkpoint" in text
+  assert "params/head/kernel: float32[16, 8] in the checkpoint, float32[16, 10] in this" in text
+  assert "params/head/bias: bfloat16[8] in the checkpoint, float32[8] in this run" in text
+
+
+def test_meta_is_as_it_was_at_the_call(tmp_path):
+  meta = make_meta(1)
+  params, training = make_state()
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, params=params, training=training, meta=meta)
+    meta["config"]["seed"] = 2
+  manifest = json.loads((tmp_path / "1" / "manifest.json").read_text())
+  assert manifest["config"] == {"seed": 1} and manifest["step"] == 1
+  hashed = set(manifest["files"])
+  present = {
+      path.relative_to(tmp_path / "1").as_posix()
+      for path in (tmp_path / "1").rglob("*")
+      if path.is_file()
+  }
+  assert hashed == present - {"manifest.json"}
+
+
+def test_a_relative_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with Checkpoints(pathlib.Path("here")) as checkpoints:
+    save(checkpoints, 1)
+  assert (tmp_path / "here" / "1" / "manifest.json").exists()
+
+
+def test_buckets_keep_their_name():
+  assert str(Checkpoints("gs://bucket/run").directory) == "gs://bucket/run"

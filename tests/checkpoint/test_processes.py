@@ -1,0 +1,77 @@
+"""Two processes that share a directory of checkpoints."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+WORK = """
+import pathlib, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.preemption import StopSignal
+from vit_jax.errors import CheckpointError
+
+directory, me = pathlib.Path(sys.argv[3]), jax.process_index()
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
+sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
+rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+state = {"kernel": jax.make_array_from_callback((8, 3), sharding, lambda index: rows[index])}
+target = {"kernel": jax.ShapeDtypeStruct((8, 3), np.float32, sharding=sharding)}
+
+def save(step):
+  meta = {"config": {}, "examples_seen": step, "metrics": {"a": -step}, "versions": {}}
+  return checkpoints.save(step, params=state, training=state, meta=meta)
+
+checkpoints = Checkpoints(directory, keep_latest=2, best_metric="a")
+assert checkpoints.recover().step is None
+for step in (1, 2, 3, 4):
+  assert save(step)
+  assert not save(step)
+checkpoints.wait()
+jax.experimental.multihost_utils.sync_global_devices("saved")
+assert checkpoints.steps() == [1, 3, 4], checkpoints.steps()
+jax.experimental.multihost_utils.sync_global_devices("seen")
+if me == 0:
+  path = next((directory / "4" / "params" / "d").iterdir())
+  path.write_bytes(b"x" + path.read_bytes()[1:])
+try:
+  checkpoints.restore(4, params=target, training=target)
+  raise AssertionError("damage not seen")
+except CheckpointError as error:
+  assert ("is damaged" in str(error)) == (me == 0)
+notes, step = checkpoints.recover()
+assert step == 3 and len(notes) == (1 - me)
+params, training, meta = checkpoints.restore(3, params=target, training=target)
+for shard in training["kernel"].addressable_shards:
+  np.testing.assert_array_equal(shard.data, rows[shard.index])
+assert meta["examples_seen"] == 3
+assert save(4)
+checkpoints.close()
+with StopSignal() as stop:
+  assert not stop.at(5)
+"""
+
+
+@pytest.mark.multiprocess
+def test_process_0_decides_and_the_others_follow(tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  processes = [
+      subprocess.Popen(
+          [sys.executable, "-c", WORK, address, str(index), str(tmp_path)],
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+          env={**os.environ, "XLA_FLAGS": ""},
+      )
+      for index in range(2)
+  ]
+  said = [process.communicate(timeout=90)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4", "4.corrupt"]

@@ -1,0 +1,87 @@
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from vit_jax.observe.metrics import MetricsWriter, read_metrics
+
+
+def lines_of(directory):
+  return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def points_of(directory):
+  """(tag, step) of every point that TensorBoard shows, after its purges, oldest file first."""
+  shown = []
+  files = (directory / "tensorboard").iterdir()
+  for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+    content = path.read_bytes()
+    while content:
+      (length,) = struct.unpack("<Q", content[:8])
+      event = event_pb2.Event.FromString(content[12:12 + length])
+      content = content[16 + length:]
+      if event.session_log.status == event_pb2.SessionLog.START:
+        shown = [point for point in shown if point[1] < event.step]
+      shown += [(value.tag, event.step) for value in event.summary.value]
+  return shown
+
+
+def test_one_line_a_call(tmp_path):
+  writer = MetricsWriter(tmp_path / "run", resume_step=0)
+  writer.write(1, {"train/loss": np.float32(0.5), "eval/test/accuracy": 1})
+  (line,) = lines_of(tmp_path / "run")  # flushed already
+  writer.close()
+  assert line.pop("time") > 1.7e9
+  assert line == {"step": 1, "train/loss": 0.5, "eval/test/accuracy": 1.0}
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  writer = MetricsWriter(tmp_path, resume_step=0)
+  writer.write(1, {"a": float("nan"), "b": float("-inf"), "c": 2.0})
+  writer.close()
+  (line,) = lines_of(tmp_path)
+  assert (line["a"], line["b"], line["c"]) == (None, None, 2.0)
+  assert points_of(tmp_path) == [("c", 1)]
+
+
+def test_each_step_is_there_once_after_restarts(tmp_path):
+  for resume_step, last_step in ((0, 30), (20, 35), (20, 50), (50, 60)):
+    writer = MetricsWriter(tmp_path, resume_step=resume_step)
+    for step in range(resume_step + 5, last_step + 1, 5):
+      writer.write(step, {"loss": step + resume_step / 100})
+    writer.close()
+  expected = [*range(5, 65, 5)]
+  assert [line["step"] for line in lines_of(tmp_path)] == expected
+  assert [line["loss"] for line in lines_of(tmp_path)][4:6] == [25.2, 30.2]
+  assert points_of(tmp_path) == [("loss", step) for step in expected]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 4, "ti', '{"step": 4}\n{"step"', "\0\0", "[1]\n\n"])
+def test_a_torn_line_goes(tmp_path, torn):
+  whole = '{"step": 3, "time": 1.0, "loss": 2.0}\n'
+  (tmp_path / "metrics.jsonl").write_text(whole + torn)
+  assert read_metrics(tmp_path)[0]["loss"] == 2.0
+  writer = MetricsWriter(tmp_path, resume_step=3)
+  writer.write(4, {"loss": 1.0})
+  writer.close()
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert text.startswith(whole) and [line["step"] for line in lines_of(tmp_path)] == [3, 4]
+  assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_kill_leaves_every_line_that_was_written(tmp_path):
+  code = """
+import os, signal, sys
+from vit_jax.observe.metrics import MetricsWriter
+writer = MetricsWriter(sys.argv[1], resume_step=0)
+for step in range(1, 4):
+  writer.write(step, {"loss": 1.0})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+  subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+  assert [line["step"] for line in lines_of(pathlib.Path(tmp_path))] == [1, 2, 3]

@@ -1,0 +1,87 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax.errors import ConfigError
+from vit_jax.observe.status import format_status, read_status
+
+
+def write_run(path, *, steps, lines, info):
+  (path / "checkpoints").mkdir(parents=True)
+  for step, metrics in steps.items():
+    (path / "checkpoints" / str(step)).mkdir()
+    if metrics is not None:
+      manifest = json.dumps({"metrics": metrics})
+      (path / "checkpoints" / str(step) / "manifest.json").write_text(manifest)
+  (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (path / "run.json").write_text(json.dumps(info))
+
+
+INFO = {"total_steps": 100, "best_metric": "eval/test/accuracy"}
+LINES = [
+    {"step": step, "time": 1000.0 + 2 * step, "train/loss": 1.0 / step} for step in (10, 20, 30)
+] + [{"step": 30, "time": 1063.0, "eval/test/accuracy": 0.75, "train/gradient_norm": None}]
+
+
+def test_a_run_in_progress(tmp_path):
+  steps = {10: {"eval/test/accuracy": 0.8}, 20: {"eval/test/accuracy": 0.8}, 30: None}
+  write_run(tmp_path, steps=steps, lines=LINES, info=INFO)
+  (tmp_path / "checkpoints" / "25.corrupt").mkdir()
+  (tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir()
+  status = read_status(tmp_path)
+  assert status.pop("updated_seconds_ago") > 1e9
+  assert status == {
+      "workdir": str(tmp_path),
+      "state": "in progress or stopped",
+      "step": 30,
+      "total_steps": 100,
+      "metrics": {
+          "train/loss": 1 / 30, "eval/test/accuracy": 0.75, "train/gradient_norm": None,
+      },
+      "eta_seconds": 140.0,
+      "checkpoints": [10, 20],
+      "quarantined": ["25.corrupt"],
+      "best": {"step": 10, "metric": "eval/test/accuracy", "value": 0.8},
+  }
+  json.dumps(status)
+  text = format_status(status | {"updated_seconds_ago": 7.0})
+  assert f"{tmp_path}: in progress or stopped, step 30 of 100 (30.0%)" in text
+  assert "last metrics  0:07 ago" in text and "left          2:20 while it runs" in text
+  assert "checkpoints   10, 20\n" in text and "damaged       25.corrupt" in text
+  assert "best          step 10, eval/test/accuracy 0.8" in text
+  assert "train/gradient_norm  not finite" in text
+
+
+def test_the_smallest_may_be_best(tmp_path):
+  steps = {1: {"loss": 2.0}, 2: {"loss": 1.0}, 3: {"loss": None}, 4: {}}
+  info = {"total_steps": 4, "best_metric": "loss", "best_mode": "min"}
+  write_run(tmp_path, steps=steps, lines=[], info=info)
+  status = read_status(tmp_path)
+  assert status["state"] == "complete" and status["step"] == 4
+  assert status["best"] == {"step": 2, "metric": "loss", "value": 1.0}
+
+
+def test_an_empty_directory_and_none(tmp_path):
+  status = read_status(tmp_path)
+  assert status["state"] == "not started" and status["checkpoints"] == []
+  assert f"{tmp_path}: not started, step 0\n  checkpoints   none" == format_status(status)
+  with pytest.raises(ConfigError, match="There is no directory"):
+    read_status(tmp_path / "absent")
+  (tmp_path / "run.json").write_text("{")
+  with pytest.raises(ConfigError, match="run.json cannot be read"):
+    read_status(tmp_path)
+
+
+def test_no_jax(tmp_path):
+  code = """
+import sys
+from vit_jax.observe.status import read_status
+from vit_jax.observe.versions import versions
+from vit_jax.observe import metrics, peaks, progress
+read_status(sys.argv[1])
+assert versions()["jax"] and versions()["python"].startswith("3.")
+assert not {"jax", "tensorboardX", "torch", "tensorflow"} & set(sys.modules)
+"""
+  subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -1,0 +1,374 @@
+"""Checkpoints of one run: saved in the background, verified before use.
+
+Orbax writes and reads the arrays; what a step contains, when it counts and when it goes is
+decided here.  A step is
+
+    STEP/params/, STEP/training/   two Orbax items, so that parameters can be read alone
+    STEP/manifest.json             config, position, metrics, a hash of every file: the commit
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import threading
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.checkpoint import manifest, recovery, retention, tree
+from vit_jax.checkpoint.paths import absolute
+from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.errors import CheckpointError
+
+_ITEMS = ("params", "training")
+
+
+class Checkpoints:
+  """The checkpoints in one directory; the writer of a directory is one run.
+
+  Every process of a run calls every method, in the same order, from one thread; process 0
+  writes manifests and deletes.
+  """
+
+  def __init__(
+      self,
+      directory: epath.PathLike,
+      *,
+      keep_latest: int = 1,
+      best_metric: str | None = None,
+      best_mode: str = "max",
+      read_only: bool = False,
+  ):
+    """Nothing is read or written yet.
+
+    Args:
+      directory: of the STEP directories; made by the first save.
+      keep_latest: how many of the newest steps stay; the best stays besides.
+      best_metric: key of `meta["metrics"]`, or None.
+      best_mode: "max" or "min".
+      read_only: for whoever does not own the run.
+    """
+    self.directory = absolute(directory)
+    self._keep_latest = keep_latest
+    self._best_metric, self._best_mode = best_metric, best_mode
+    self._read_only = read_only
+    self._orbax = None
+    self._commit_thread: threading.Thread | None = None
+    self._saving: int | None = None  # the step that the thread commits
+    self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
+    self._error: CheckpointError | None = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def steps(self) -> list[int]:
+    """Committed steps, ascending; CheckpointError where the directory cannot be listed."""
+    try:
+      found = recovery.step_directories(self.directory)
+      return [step for step, path in found.items() if manifest.exists(path)]
+    except OSError as error:
+      raise CheckpointError(f"{self.directory} cannot be read: {_reason(error)}") from error
+
+  def latest(self) -> int | None:
+    """The newest committed step."""
+    return max(self.steps(), default=None)
+
+  def best(self) -> int | None:
+    """The committed step with the best metric, the earliest of equals; None if none has it."""
+    if self._best_metric is None:
+      return None
+    metrics = {}
+    for step in self.steps():
+      try:
+        metrics[step] = manifest.read(self._path(step)).get("metrics", {})
+      except CheckpointError:
+        continue  # A damaged manifest cannot win; whoever restores the step is told.
+    return retention.best_step(metrics, metric=self._best_metric, mode=self._best_mode)
+
+  def save(self, step: int, *, params, training, meta: dict) -> bool:
+    """Begins to save a step; returns once the arrays are copied to the host.
+
+    Waits for the previous save first, if that is still being written.
+
+    Args:
+      step: larger than any step on disk, or one that is there already.
+      params: pytree of arrays, nested dicts.
+      training: pytree of arrays, everything else that a run needs to go on.
+      meta: JSON-able: "config", "examples_seen", "metrics" {name: float}, "versions".
+
+    Returns:
+      Whether a save was begun; False when the step is committed already.
+
+    Raises:
+      CheckpointError: this save could not begin, or the previous one failed.
+    """
+    self._check_owner()
+    self.wait()
+    manager = self._manager()
+    if step in self._known:
+      return False
+    content = {"step": step, **_json_copy(meta)}
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params), training=ocp.args.PyTreeSave(training)
+    )
+    try:
+      begun = manager.save(step, args=items)
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      raise self._failed_to_save(step, error) from error
+    if not begun:
+      raise CheckpointError(
+          f"Orbax refused to save step {step} in {self.directory}, which holds a later step,"
+          f" {manager.latest_step()}: move that one away, or train in another directory"
+      )
+    self._known.add(step)
+    self._saving = step
+    self._commit_thread = threading.Thread(
+        target=self._commit, args=(step, content), name=f"commit-{step}"
+    )
+    self._commit_thread.start()
+    return True
+
+  def check(self) -> None:
+    """Raises the CheckpointError of a save that failed in the background; never waits."""
+    if self._commit_thread is not None and not self._commit_thread.is_alive():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until the last save is committed; raises its CheckpointError if it failed."""
+    if self._commit_thread is None:
+      return
+    self._commit_thread.join()
+    self._commit_thread = None
+    error, self._error = self._error, None
+    if error is None:
+      return
+    self._known.discard(self._saving)
+    try:
+      self._orbax.wait_until_finished()  # Orbax raises the error once in each thread.
+    except Exception:  # pylint: disable=broad-exception-caught
+      pass  # It is the one raised next.
+    raise error
+
+  def close(self) -> None:
+    """Waits for the last save and frees Orbax's threads.
+
+    Raises:
+      CheckpointError: the last save failed.
+    """
+    try:
+      self.wait()
+    finally:
+      if self._orbax is not None:
+        self._orbax.close()
+        self._orbax = None
+
+  def recover(self) -> recovery.Recovery:
+    """Puts the directory in order before training: `(notes, newest good step or None)`.
+
+    Removes left-over temporary directories and steps that were never committed; moves steps
+    that fail verification, newest first, to STEP.corrupt until one is good.  The notes, one
+    sentence a change, are process 0's.
+
+    Raises:
+      CheckpointError: something cannot be removed or renamed.
+    """
+    self._check_owner()
+    self.wait()
+    notes = []
+
+    def put_in_order() -> int:
+      try:
+        found, step = recovery.recover(self.directory)
+      except OSError as error:
+        raise CheckpointError(
+            f"{self.directory} cannot be put in order: {error}. Make it writable for this user,"
+            " or train in another directory"
+        ) from error
+      notes.extend(found)
+      return -1 if step is None else step
+
+    newest = decided_by_first(put_in_order)
+    if self._orbax is not None:
+      self._orbax.reload()
+      self._known = set(self._orbax.all_steps())
+    return recovery.Recovery(notes, None if newest < 0 else newest)
+
+  def verify(self, step: int) -> list[str]:
+    """What is wrong with a step's files, one line each; empty when every byte is as written."""
+    return manifest.problems(self._path(step))
+
+  def restore(self, step: int, *, params, training):
+    """Reads a whole step, onto whatever devices the abstract trees ask for.
+
+    Args:
+      params: pytree of `jax.ShapeDtypeStruct` with shardings, of the structure that was saved.
+      training: likewise.
+
+    Returns:
+      (params, training, meta): trees of `jax.Array`, and what `save` was given as `meta`.
+
+    Raises:
+      CheckpointError: a file is not as it was written, or the trees do not fit; named each.
+    """
+    meta = self._verified(step)
+    wanted = dict(zip(_ITEMS, (params, training)))
+    stored = self._stored_trees(step)
+    lines = []
+    for name in _ITEMS:
+      lines += tree.differences(wanted[name], stored[name], prefix=name)
+    if lines:
+      raise CheckpointError(
+          f"Step {step} in {self.directory} holds another model or optimizer than this run's:"
+          f" {recovery.summary(lines, listed=20)}"
+      )
+    restored = self._read(step, {
+        name: ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+        )
+        for name, item in wanted.items()
+    })
+    return restored["params"], restored["training"], meta
+
+  def restore_params(self, step: int) -> tuple[dict, dict]:
+    """Reads the parameters alone, without a model or a mesh.
+
+    Returns:
+      (params, meta): nested dict of NumPy arrays as saved, and what `save` was given as `meta`.
+
+    Raises:
+      CheckpointError: a file is not as it was written.
+    """
+    meta = self._verified(step)
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._stored_trees(step)["params"]
+    )
+    restored = self._read(step, {"params": ocp.args.PyTreeRestore(restore_args=as_numpy)})
+    return restored["params"], meta
+
+  def _path(self, step: int) -> epath.Path:
+    return self.directory / str(step)
+
+  def _manager(self) -> ocp.CheckpointManager:
+    """Orbax's manager, which keeps everything: what goes is decided in `_retain`."""
+    if self._orbax is None:
+      policies = ocp.checkpoint_managers
+      try:
+        self._orbax = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={name: ocp.PyTreeCheckpointHandler() for name in _ITEMS},
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                preservation_policy=policies.LatestN(n=None),
+                create=not self._read_only,
+                read_only=self._read_only,
+                save_root_metadata=False,
+                # Else Orbax waits for minutes for a directory that could not be made.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                lightweight_initialize=True,  # else a damaged step could stop us here
+            ),
+        )
+      except OSError as error:
+        raise CheckpointError(f"{self.directory} cannot be opened: {error}") from error
+      self._known = set(self._orbax.all_steps())
+    return self._orbax
+
+  def _check_owner(self) -> None:
+    if self._read_only:
+      raise ValueError(f"{self.directory} was opened for reading only")
+
+  def _commit(self, step: int, content: dict) -> None:
+    """In a thread: after Orbax's last file writes the manifest, then deletes old steps."""
+    try:
+      self._orbax.wait_until_finished()
+      if jax.process_index() == 0:
+        manifest.write(self._path(step), content)
+        self._retain()
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      self._error = self._failed_to_save(step, error)
+      self._error.__cause__ = error
+
+  def _retain(self) -> None:
+    old = retention.superfluous(
+        self.steps(), keep_latest=self._keep_latest, best=self.best()
+    )
+    for step in old:
+      (self._path(step) / manifest.NAME).unlink()  # No half-deleted step looks committed.
+      self._path(step).rmtree()
+
+  def _failed_to_save(self, step: int, error: BaseException) -> CheckpointError:
+    try:
+      earlier = [done for done in self.steps() if done != step]
+    except CheckpointError:
+      earlier = []
+    last = f"Step {earlier[-1]} is there still" if earlier else "There is no earlier one"
+    return CheckpointError(
+        f"Saving step {step} to {self._path(step)} failed: {_reason(error)}. {last}. Make room"
+        " or restore access there, then repeat the command"
+    )
+
+  def _verified(self, step: int) -> dict:
+    """The meta data of a step whose files are all as they were written."""
+    self.wait()
+    path = self._path(step)
+
+    def check() -> int:
+      if not manifest.exists(path):
+        have = ", ".join(map(str, self.steps())) or "none"
+        raise CheckpointError(f"{path} is no committed checkpoint; committed steps: {have}")
+      if problems := self.verify(step):
+        raise CheckpointError(
+            f"{path} is damaged: {recovery.summary(problems)}. Restore an earlier step of"
+            f" {self.steps()}, or copy the checkpoint again from where it came"
+        )
+      return 0
+
+    decided_by_first(check)
+    content = manifest.read(path)
+    return {name: content[name] for name in content if name not in ("step", "files")}
+
+  def _stored_trees(self, step: int) -> dict:
+    """Trees of what is stored, leaves with shape and dtype, by item."""
+    try:
+      stored = self._manager().item_metadata(step)
+      return {name: stored[name].tree for name in _ITEMS}
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      raise self._failed_to_read(step, error) from error
+
+  def _read(self, step: int, items: dict):
+    try:
+      return self._manager().restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # pylint: disable=broad-exception-caught
+      raise self._failed_to_read(step, error) from error
+
+  def _failed_to_read(self, step: int, error: BaseException) -> CheckpointError:
+    return CheckpointError(f"{self._path(step)} cannot be read: {_reason(error)}")
+
+
+def _json_copy(meta: dict) -> dict:
+  """A private copy of `meta`; metrics that are not finite become None, as JSON has no NaN."""
+  metrics = {
+      name: value if math.isfinite(value) else None
+      for name, value in meta.get("metrics", {}).items()
+  }
+  return json.loads(json.dumps({**meta, "metrics": metrics}, allow_nan=False))
+
+
+def _reason(error: BaseException) -> str:
+  """The operating system's words where the error, or what caused it, has them; on one line."""
+  seen = error
+  while seen is not None:
+    # TensorStore puts the number into its text.
+    stated = re.search(r"os_error_code='(\d+)'", str(seen))
+    code = int(stated[1]) if stated else getattr(seen, "errno", None)
+    if code is not None:
+      return f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
+    seen = seen.__cause__ or seen.__context__
+  text = " ".join(str(error).split()) or type(error).__name__
+  return text if len(text) <= 400 else text[:400] + " ..."

@@ -1,0 +1,119 @@
+"""The manifest: what vouches for a checkpoint's content.
+
+Orbax restores a flipped bit without a word, so `STEP/manifest.json`, written last, holds the
+size and SHA-256 of every other file of the step.  A step without it is not committed.  The text
+is canonical and holds its own hash, so damage to the manifest shows too.
+"""
+
+from concurrent import futures
+import hashlib
+import json
+
+from etils import epath
+
+from vit_jax.checkpoint import atomic
+from vit_jax.errors import CheckpointError
+
+NAME = "manifest.json"
+_OWN_HASH = "manifest_sha256"
+_BLOCK = 1 << 20  # bytes read at once
+
+
+def exists(directory: epath.Path) -> bool:
+  """Whether the step in `directory` is committed."""
+  return (directory / NAME).exists()
+
+
+def write(directory: epath.Path, content: dict) -> None:
+  """Hashes all files of `directory` and commits it.
+
+  Args:
+    directory: a finished step of Orbax.
+    content: JSON-able; stored beside "files", {relative path: {"bytes": int, "hash": hex}}.
+
+  Raises:
+    OSError: a file cannot be read, or the manifest not written.
+  """
+  files = {name: _measured(path) for name, path in _files(directory).items()}
+  atomic.write_text(directory / NAME, _text({**content, "files": files}))
+
+
+def read(directory: epath.Path) -> dict:
+  """The manifest of `directory`.
+
+  Raises:
+    CheckpointError: it is missing or damaged.
+  """
+  path = directory / NAME
+  try:
+    text = path.read_bytes().decode("ascii")
+    content = json.loads(text)
+    del content[_OWN_HASH]
+    intact = text == _text(content) and isinstance(content["files"], dict)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise CheckpointError(f"{path} cannot be read: {error}") from error
+  if not intact:
+    raise CheckpointError(f"{path} is damaged: it does not match its own hash")
+  return content
+
+
+def problems(directory: epath.Path) -> list[str]:
+  """What is wrong with the step in `directory`, one line a file; empty when all is well.
+
+  Reads every byte, four files at a time.
+  """
+  try:
+    expected = read(directory)["files"]
+  except CheckpointError as error:
+    return [str(error)]
+  try:
+    found = _files(directory)
+  except OSError as error:
+    return [f"{directory} cannot be listed: {error.strerror or error}"]
+  lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+  lines += [f"{name}: not in the manifest" for name in sorted(found.keys() - expected.keys())]
+  common = sorted(expected.keys() & found.keys())
+  with futures.ThreadPoolExecutor(4) as pool:
+    differences = pool.map(lambda name: _difference(found[name], expected[name]), common)
+    lines += [f"{name}: {text}" for name, text in zip(common, differences) if text]
+  return lines
+
+
+def _difference(path: epath.Path, expected: dict) -> str | None:
+  try:
+    measured = _measured(path)
+  except OSError as error:
+    return f"cannot be read ({error.strerror or error})"
+  if measured["bytes"] != expected["bytes"]:
+    return f"{measured['bytes']} bytes instead of {expected['bytes']}"
+  if measured["hash"] != expected["hash"]:
+    return "its content has changed"
+  return None
+
+
+def _files(directory: epath.Path, prefix: str = "") -> dict[str, epath.Path]:
+  """Every file below `directory` but the manifest, by its relative path."""
+  files = {}
+  for path in directory.iterdir():
+    name = prefix + path.name
+    if path.is_dir():
+      files.update(_files(path, name + "/"))
+    elif name not in (NAME, NAME + ".tmp"):
+      files[name] = path
+  return files
+
+
+def _measured(path: epath.Path) -> dict:
+  size, digest = 0, hashlib.sha256()
+  with path.open("rb") as file:
+    while block := file.read(_BLOCK):
+      size += len(block)
+      digest.update(block)
+  return {"bytes": size, "hash": digest.hexdigest()}
+
+
+def _text(content: dict) -> str:
+  body = json.dumps(content, sort_keys=True, allow_nan=False)
+  own = hashlib.sha256(body.encode("ascii")).hexdigest()
+  signed = {**content, _OWN_HASH: own}
+  return json.dumps(signed, sort_keys=True, allow_nan=False, indent=1) + "\n"

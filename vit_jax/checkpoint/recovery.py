@@ -1,0 +1,74 @@
+"""Putting a directory of checkpoints in order after a crash, before anything is saved to it."""
+
+from typing import NamedTuple
+
+from etils import epath
+
+from vit_jax.checkpoint import manifest
+
+_TEMPORARY = "orbax-checkpoint-tmp"
+
+
+class Recovery(NamedTuple):
+  """What was found and done: one sentence a change, and the newest good step or None."""
+
+  notes: list[str]
+  step: int | None
+
+
+def step_directories(directory: epath.Path) -> dict[int, epath.Path]:
+  """Every STEP/ below `directory`, committed or not, ascending."""
+  if not directory.is_dir():
+    return {}
+  found = {
+      int(path.name): path
+      for path in directory.iterdir()
+      if path.name.isascii() and path.name.isdigit()
+  }
+  return dict(sorted(found.items()))
+
+
+def recover(directory: epath.Path) -> Recovery:
+  """Removes what was never committed and sets damaged steps aside as STEP.corrupt.
+
+  Orbax refuses to save a step below the newest that it sees, so an unusable step must not keep
+  its name.  Verification starts with the newest step and ends at the first good one.
+
+  Raises:
+    OSError: something cannot be removed or renamed.
+  """
+  notes = []
+  if not directory.is_dir():
+    return Recovery(notes, None)
+  for path in sorted(directory.iterdir()):
+    if _TEMPORARY in path.name:
+      path.rmtree()
+      notes.append(f"Removed {path}, left over from an interrupted save.")
+  steps = step_directories(directory)
+  for path in steps.values():
+    if not manifest.exists(path):
+      path.rmtree()
+      notes.append(f"Removed {path}, whose save never finished.")
+  committed = [step for step, path in steps.items() if path.exists()]
+  for step in reversed(committed):
+    problems = manifest.problems(steps[step])
+    if not problems:
+      return Recovery(notes, step)
+    aside = _free_name(steps[step])
+    steps[step].rename(aside)
+    notes.append(f"Step {step} is damaged ({summary(problems)}): moved to {aside}.")
+  return Recovery(notes, None)
+
+
+def summary(problems: list[str], *, listed: int = 3) -> str:
+  """The first `listed` of `problems` in one line, and how many more there are."""
+  text = "; ".join(problems[:listed])
+  more = len(problems) - listed
+  return f"{text}; and {more} more" if more > 0 else text
+
+
+def _free_name(path: epath.Path) -> epath.Path:
+  candidate, number = path.with_name(path.name + ".corrupt"), 2
+  while candidate.exists():
+    candidate, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
+  return candidate

@@ -1,0 +1,17 @@
+"""Versions of what computes: stored with runs and checkpoints."""
+
+from importlib import metadata
+import platform
+
+_PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str | None]:
+  """Package name to version, None where it is not installed; "python" besides."""
+  found = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = None
+  return found
