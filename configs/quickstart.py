@@ -21,7 +21,7 @@ def get_config(arg=None):
       dtype="float32",
   )
   config.input = dict(
-      dataset="digits", held_out=0.2, batch_size=64, crop="pad", crop_padding=2, flip=False
+      dataset="digits", held_out=0.2, batch_size=64, crop="pad", crop_padding=1, flip=False
   )
   config.batch_ops = dict(mixup_alpha=0.2)
   config.optimizer = dict(name="adamw", learning_rate=2e-3, weight_decay=0.05)
@@ -31,7 +31,6 @@ def get_config(arg=None):
   config.log_every = "100 steps"
   if arg == "finetune":
     config.model.image_size = 24
-    config.input.crop_padding = 3
     config.optimizer = dict(name="sgd", learning_rate=0.03, momentum=0.9)
     config.total = "10 epochs"
     config.evaluate = dict(every="5 epochs")

@@ -6,6 +6,7 @@ Imports what a verb needs only when it runs, so that `--help` answers at once.
 import argparse
 import difflib
 import json
+import logging
 import sys
 import textwrap
 import traceback
@@ -21,6 +22,9 @@ def main(argv: list[str] | None = None) -> None:
   training, 5 checkpoint, 75 preempted (start me again)."""
   argv = sys.argv[1:] if argv is None else argv
   debug = "--debug" in argv
+  if not debug:
+    # Orbax logs the tracebacks of what we then say in one paragraph.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
   try:
     arguments, overrides = _parse([a for a in argv if a != "--debug"])
     code = arguments.run(arguments, overrides)

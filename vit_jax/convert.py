@@ -40,21 +40,50 @@ def convert(ref: str, *, output: str, architecture: str | None, dtype: str) -> N
       params=checkpoint.params,
       images=_sample_images(checkpoint),
   )
-  print(f"{output}: {written['architecture']}, {written['bytes']:,} bytes, read back bit-equal")
-  print(proof["summary"])
+  print(
+      f"{output}: {written['architecture']} in {dtype}, {written['parameters']:,} parameters, read "
+      "back bit-equal"
+  )
+  for note in written["notes"]:
+    print(f"  {note}")
+  print(_figures(proof))
+
+
+def _figures(proof: dict) -> str:
+  """The measured differences, a line a batch."""
+  if proof["pytorch"] is None:
+    return (
+        "  not compared with PyTorch, which is not installed here: pip install 'vit_jax[torch]' and "
+        "convert again for the proof"
+    )
+  lines = [
+      f"  PyTorch agrees on {batch}: outputs differ by {figures['outputs']['difference']:.2g}, the "
+      f"largest is {figures['outputs']['largest']:.3g}"
+      for batch, figures in proof["pytorch"].items()
+  ]
+  if "rounding" in proof:
+    rounding = proof["rounding"]
+    lines.append(
+        f"  rounding the weights changes our outputs by {rounding['difference']:.2g} of "
+        f"{rounding['largest']:.3g}"
+    )
+  return "\n".join(lines)
 
 
 def _sample_images(checkpoint) -> np.ndarray:
-  """Real images of the run's held-out split, float32 `[B, S, S, 3]`; none where there is no data."""
+  """Real images of the run's held-out split, float32 `[B, S, S, 3]`; patterns where the data is
+  not at hand."""
   size = checkpoint.model_config["image_size"]
-  nothing = np.zeros((0, size, size, 3), np.float32)
+  y, x = np.mgrid[:size, :size] / size
+  waves = [np.sin((x * i + y * (_IMAGES - i)) * 6) for i in range(_IMAGES)]
+  patterns = np.repeat(np.stack(waves)[..., None], 3, axis=-1).astype(np.float32)
   if checkpoint.config is None:
-    return nothing
+    return patterns
   inputs = checkpoint.config.input
   try:
     dataset = open_dataset(inputs.dataset, path=inputs.path, held_out=inputs.held_out)
   except DataError:
-    return nothing  # the data is elsewhere by now: noise has to do
+    return patterns
   source = list(dataset.splits.values())[-1]
   images = [source.record(i)["image"] for i in range(min(_IMAGES, len(source)))]
   return Preprocessing.from_dict(checkpoint.preprocessing)(images)

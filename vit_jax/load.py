@@ -4,7 +4,6 @@ REF: `RUN[@STEP|@latest|@best]` for a run of ours, or a Hugging Face directory.
 """
 
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -119,18 +118,18 @@ def at_image_size(
 def _load_run(directory, which: str) -> Checkpoint:
   """Reads one committed step of a run: "latest", "best" or a number."""
   run = RunDirectory(directory)
-  checkpoints = Checkpoints(run.checkpoints, read_only=True)
-  steps = checkpoints.steps()
-  step = {"latest": checkpoints.latest, "best": checkpoints.best}.get(which, lambda: which)()
-  if isinstance(step, str):
-    step = int(step) if step.isdigit() else step
-  if step not in steps:
-    have = ", ".join(map(str, steps)) or "none"
-    raise CheckpointError(f"{directory}@{which}: no such checkpoint; committed steps: {have}")
-  params, meta = checkpoints.restore_params(step)
-  checkpoints.close()
+  info = run.read_info()
+  with Checkpoints(
+      run.checkpoints, best_metric=info["best_metric"], read_only=True
+  ) as checkpoints:
+    named = {"latest": checkpoints.latest, "best": checkpoints.best}
+    step = named[which]() if which in named else int(which) if which.isdigit() else which
+    if step not in checkpoints.steps():
+      have = ", ".join(map(str, checkpoints.steps())) or "none"
+      raise CheckpointError(f"{directory}@{which}: no such checkpoint; committed steps: {have}")
+    params, meta = checkpoints.restore_params(step)
   config = config_lib.from_json(meta["config"], origin=f"{directory}, step {step}")
-  labels = tuple(json.loads(run.info_path.read_text())["classes"])
+  labels = tuple(info["classes"])
   return Checkpoint(
       model_config=resolve.model_arguments(config, num_classes=len(labels)),
       params=params,
