@@ -1,0 +1,184 @@
+"""Decoding, judged by Pillow and by libjpeg's own bits."""
+
+import io
+import struct
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+import pytest
+
+from vit_jax.data import decode as decode_module
+from vit_jax.data.decode import UnreadableImage, decode
+
+SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet_sample_250.zip"
+
+
+def picture(height=97, width=131, seed=0):
+  noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+  return Image.fromarray(cv2.GaussianBlur(noise, (7, 7), 0))
+
+
+def encoded(image, kind, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def pillow(data):
+  return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_equals_pillow(subsampling, progressive):
+  data = encoded(picture(), "JPEG", subsampling=subsampling, progressive=progressive)
+  pixels = decode(data, exif_orientation=True)
+  assert pixels.dtype == np.uint8
+  np.testing.assert_array_equal(pixels, pillow(data))
+
+
+@pytest.mark.parametrize("mode, kind", [
+    ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("1", "PNG"), ("P", "PNG"),
+    ("LA", "PNG"), ("RGBA", "PNG"), ("RGB", "BMP"), ("RGB", "WEBP"), ("P", "GIF"),
+    ("RGB", "TIFF"), ("CMYK", "TIFF"), ("RGB", "PPM"),
+])
+def test_every_mode_and_format_equals_pillow(mode, kind):
+  data = encoded(picture().convert(mode), kind)
+  pixels = decode(data, exif_orientation=False)
+  assert pixels.shape == (97, 131, 3) and pixels.dtype == np.uint8
+  np.testing.assert_array_equal(pixels, pillow(data))
+
+
+def test_transparency_is_dropped():
+  image = picture().convert("RGBA")
+  image.putalpha(Image.linear_gradient("L").resize(image.size))
+  pixels = decode(encoded(image, "PNG"), exif_orientation=True)
+  np.testing.assert_array_equal(pixels, np.asarray(picture()))
+
+
+def test_transparent_palette():
+  image = picture().quantize(16)
+  data = encoded(image, "PNG", transparency=3)
+  np.testing.assert_array_equal(
+      decode(data, exif_orientation=True), np.asarray(image.convert("RGB"))
+  )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_keeps_its_high_byte(kind):
+  gray = np.random.default_rng(0).integers(0, 65536, (20, 30)).astype(np.uint16)
+  pixels = decode(encoded(Image.fromarray(gray), kind), exif_orientation=True)
+  np.testing.assert_array_equal(pixels, np.repeat((gray // 256)[..., None], 3, axis=-1))
+
+
+def test_animation_gives_its_first_frame():
+  frames = [picture(seed=i).quantize(64) for i in range(3)]
+  data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(decode(data, exif_orientation=True), pillow(data))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind, mode", [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"),
+                                        ("PNG", "RGB")])
+def test_exif_orientation(orientation, kind, mode):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encoded(picture(40, 60).convert(mode), kind, exif=exif)
+  upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(
+      decode(data, exif_orientation=True), np.asarray(upright.convert("RGB"))
+  )
+  assert decode(data, exif_orientation=False).shape == (40, 60, 3)
+  np.testing.assert_array_equal(decode(data, exif_orientation=False), pillow(data))
+
+
+def test_orientations_that_do_not_exist_are_ignored():
+  for tag in (0, 9, 4711):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    data = encoded(picture(), "JPEG", exif=exif)
+    np.testing.assert_array_equal(decode(data, exif_orientation=True), pillow(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+def test_truncated(kind, share):
+  data = encoded(picture(), kind)
+  with pytest.raises(UnreadableImage) as error:
+    decode(data[: int(share * len(data))], exif_orientation=True)
+  assert error.value.reason
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 20, 200])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_without_its_end(missing, progressive):
+  # A thumbnail in the EXIF data has an end marker of its own, which must not be mistaken.
+  exif = Image.Exif()
+  exif[0x927C] = encoded(picture(20, 20), "JPEG")
+  data = encoded(picture(), "JPEG", progressive=progressive, exif=exif)
+  decode(data, exif_orientation=True)
+  with pytest.raises(UnreadableImage, match="truncated"):
+    decode(data[:-missing], exif_orientation=True)
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"", "empty"), (b"hello, world", "not an image"), (b"\xff\xd8\xff\xe0 no JPEG", "."),
+    (b"\x89PNG\r\n\x1a\n" + bytes(50), "."), (b"\xff\xd8\xff", "."),
+])
+def test_what_is_no_image(data, reason):
+  with pytest.raises(UnreadableImage, match=reason):
+    decode(data, exif_orientation=True)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_size_limit(monkeypatch, kind):
+  data = encoded(picture(100, 101), kind)
+  monkeypatch.setattr(decode_module, "MAX_PIXELS", 100 * 101)
+  decode(data, exif_orientation=True)
+  monkeypatch.setattr(decode_module, "MAX_PIXELS", 100 * 101 - 1)
+  with pytest.raises(UnreadableImage, match="limit"):
+    decode(data, exif_orientation=True)
+
+
+def test_a_bomb_is_refused_unopened(monkeypatch):
+  # 20000 x 20000 of one colour: some kilobytes of PNG, 1.2 GB of pixels.
+  header = encoded(Image.new("L", (20000, 1)), "PNG")
+  at = header.index(b"IHDR")
+  body = b"IHDR" + struct.pack(">II", 20000, 20000) + header[at + 12 : at + 17]
+  data = header[:at] + body + struct.pack(">I", zlib.crc32(body)) + header[at + 21 :]
+  for pillows_own in (Image.MAX_IMAGE_PIXELS, None):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_own)
+    with pytest.raises(UnreadableImage, match="limit"):
+      decode(data, exif_orientation=True)
+
+
+def test_threads_agree():
+  data = [encoded(picture(seed=i), "JPEG") for i in range(8)]
+  expected = [pillow(d) for d in data]
+  wrong = []
+
+  def work():
+    for _ in range(5):
+      for d, e in zip(data, expected):
+        if not np.array_equal(decode(d, exif_orientation=True), e):
+          wrong.append(1)
+
+  threads = [threading.Thread(target=work) for _ in range(4)]
+  [t.start() for t in threads]
+  [t.join() for t in threads]
+  assert not wrong
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE.name} is not at hand")
+def test_imagenet_sample_equals_pillow():
+  with zipfile.ZipFile(SAMPLE) as archive:
+    names = [n for n in archive.namelist() if n.endswith("JPEG")][::5]
+    assert len(names) >= 50
+    for name in names:
+      data = archive.read(name)
+      np.testing.assert_array_equal(decode(data, exif_orientation=True), pillow(data), name)

@@ -1,0 +1,72 @@
+"""What a data set is to the rest of the system: records by index, and the splits they form."""
+
+import dataclasses
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+
+class Record(TypedDict):
+  """One example: an encoded file or uint8 `[H, W, 3]`, its class, and a name for messages."""
+
+  image: bytes | np.ndarray
+  label: int
+  name: str
+
+
+class Source(Protocol):
+  """One split of a data set; safe to read from several threads."""
+
+  name: str
+  split: str
+  classes: tuple[str, ...]
+
+  def __len__(self) -> int:
+    ...
+
+  def record(self, index: int) -> Record:
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+  """A split that lies decoded in memory.
+
+  Attributes:
+    images: uint8 `[N, H, W, 3]`.
+    labels: int32 `[N]`, indices into `classes`.
+  """
+
+  name: str
+  split: str
+  classes: tuple[str, ...]
+  images: np.ndarray
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def record(self, index: int) -> Record:
+    return {
+        "image": self.images[index],
+        "label": int(self.labels[index]),
+        "name": f"{self.name}/{self.split}/{index}",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """Splits that share their classes.
+
+  Attributes:
+    classes: names in the order of the labels.
+    splits: "train", and "validation" or "test" or both where there are held-out examples.
+    fingerprint: sha256 of what the splits contain, the same wherever the data lies.
+    notes: what a user should be told, such as a hold-out that was made here; one sentence each.
+  """
+
+  name: str
+  classes: tuple[str, ...]
+  splits: dict[str, Source]
+  fingerprint: str
+  notes: tuple[str, ...] = ()
