@@ -1,0 +1,22 @@
+"""Meshes over the eight host devices, and one of a single device to compare with."""
+
+import jax
+from jax.sharding import AxisType, Mesh
+import numpy as np
+import pytest
+
+from vit_jax.parallel.mesh import AXES, create_mesh
+
+SHAPES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+
+
+@pytest.fixture(params=SHAPES)
+def mesh(request):
+  """Every kind of mesh over all devices."""
+  return create_mesh(**dict(zip(AXES, SHAPES[request.param])))
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
