@@ -70,8 +70,10 @@ def test_debug_shows_the_traceback():
 
 
 def test_status_of_a_directory_without_a_run(tmp_path, capsys):
-  code, _, err = run("status", f"--workdir={tmp_path}", capsys=capsys)
-  assert code != 0 and str(tmp_path) in err
+  code, out, _ = run("status", f"--workdir={tmp_path}", capsys=capsys)
+  assert code == 0 and "not started" in out
+  code, _, err = run("status", f"--workdir={tmp_path}/nowhere", capsys=capsys)
+  assert code == 2 and "nowhere" in err
 
 
 def test_doctor(capsys):

@@ -3,15 +3,16 @@
 import json
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
 
 from vit_jax.cli import main
+from vit_jax.load import load
 
 TINY = (
     "--config.model.variant=Ti/8", "--config.model.width=32", "--config.model.depth=2",
@@ -169,15 +170,15 @@ def test_a_loss_that_explodes_ends_the_run(tmp_path, capsys):
       "--config.optimizer.clip_global_norm=None", "--config.total=20 steps", capsys=capsys,
   )
   assert code == 4 and "not finite" in err
-  assert not list((workdir / "checkpoints").glob("*/manifest.json"))
+  # The first update has a rate of 0 (warm-up); whatever was committed is sane.
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load(workdir).params))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_workdir_that_may_not_be_written(tmp_path, capsys):
   folder = write_folder(tmp_path / "photos", images=8)
-  (tmp_path / "locked").mkdir(mode=0o500)
-  code, _, err = train(folder, tmp_path / "locked" / "run", capsys=capsys)
-  assert code == 2 and "locked" in err
+  # Not even root makes a directory there.
+  code, _, err = train(folder, "/proc/run", capsys=capsys)
+  assert code == 2 and "/proc/run" in err
 
 
 def test_workdir_that_is_a_file(tmp_path, capsys):
@@ -195,12 +196,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, capsys):
       f"--config.input.path={folder}", f"--workdir={workdir}", *TINY,
       "--config.total=6 steps", "--amend",
   )
-  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-  full = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+  alone = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  # In blocks of 1 KiB: less than the parameters need.
+  limited = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command)
+  full = subprocess.run(limited, env=alone, capture_output=True, text=True)
   assert full.returncode == 5, full.stderr
   assert "File too large" in full.stderr or "No space" in full.stderr
   assert (workdir / "checkpoints" / "3" / "manifest.json").exists()
   assert not (workdir / "checkpoints" / "6" / "manifest.json").exists()
-  again = subprocess.run(command, capture_output=True, text=True)
+  again = subprocess.run(command, env=alone, capture_output=True, text=True)
   assert again.returncode == 0, again.stderr
   assert "from step 3" in again.stdout

@@ -45,6 +45,10 @@ class Field:
   def value_type(self) -> type:
     return self.kind or type(self.default)
 
+  @property
+  def optional(self) -> bool:
+    return self.kind is not None
+
 
 _STEPS = durations.STEP_UNITS
 _ANY_UNIT = durations.STEP_UNITS + durations.TIME_UNITS
@@ -257,9 +261,8 @@ def _check_known(key: str, *, origin: str):
 def _check(key: str, value, origin: str):
   """Returns the value in its field's exact type, or raises ConfigError."""
   field = FIELDS[key]
-  optional = field.default is None or field.kind is not None
   if value is None:
-    if optional:
+    if field.optional:
       return None
     _refuse(key, value, "a value (it cannot be None)", origin)
   if field.length:
@@ -298,9 +301,10 @@ def _refuse(key, value, wanted, origin):
 def _parse(key: str, text: str):
   """Reads the text of a command-line override as the field's type."""
   field = FIELDS[key]
-  if text.lower() in ("none", "null"):
+  is_text = field.value_type is str and not field.length
+  if text.lower() in ("none", "null") and (field.optional or not is_text):
     return None
-  if field.value_type is str and not field.length:
+  if is_text:
     return text
   if field.value_type is bool and text.lower() in ("true", "false"):
     return text.lower() == "true"

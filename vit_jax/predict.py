@@ -31,8 +31,8 @@ def predict(ref: str, paths: list[str], *, top: int) -> int:
   for path in paths:
     try:
       pixels = checkpoint.preprocess([path])
-    except (UnreadableImage, OSError) as error:
-      print(f"{path}: {error}", file=sys.stderr)
+    except (UnreadableImage, OSError) as error:  # their texts name the file
+      print(error, file=sys.stderr)
       failed += 1
       continue
     scores = np.asarray(probabilities(checkpoint.params, pixels))[0]

@@ -62,7 +62,7 @@ def make_train_step(objective, optimizer, *, prepare, mesh, state_shardings):
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in metrics.items()}
-    means |= {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+    means |= {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state, objective_state), means
 
   return jax.jit(

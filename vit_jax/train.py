@@ -159,7 +159,8 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
   evaluator = make_evaluator(
       config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
   )
-  writer = MetricsWriter(run.path, resume_step=first_step)
+  is_first = jax.process_index() == 0
+  writer = MetricsWriter(run.path, resume_step=first_step) if is_first else None
   progress = Progress(total_steps=total, start_step=first_step)
   throughput = _throughput(plan)
   pace = functools.partial(Pace, steps_in=plan.steps_in, total_steps=total)
@@ -196,7 +197,7 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
         evaluated = evaluator.run(state.params)
         measured |= {f"eval/{split}/{name}": value for name, value in evaluated.items()}
         progress.message(f"step {step}: {split} accuracy {evaluated['accuracy']:.2%}")
-      if measured:
+      if measured and writer:
         writer.write(step, measured)
       if save_due:
         _check_finite(step, values["loss"], state.params, run)
@@ -217,7 +218,8 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
   # Nothing is done before the last checkpoint is safe.
   checkpoints.wait()
   checkpoints.close()
-  writer.close()
+  if writer:
+    writer.close()
   progress.close()
   if step < total:
     raise Preempted(

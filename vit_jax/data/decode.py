@@ -84,6 +84,10 @@ def to_rgb(image: Image.Image, *, exif_orientation: bool) -> np.ndarray:
     # Mode I is what older Pillows make of a 16-bit PNG.
     gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
+  if image.has_transparency_data:  # onto white, as transformers 5 and browsers show it
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    image = Image.alpha_composite(white, image)
   return np.array(image.convert("RGB"))
 
 
