@@ -13,8 +13,8 @@ ROOMS = (
     "data", "objectives", "evaluators", "batch_ops", "optim", "parallel", "checkpoint",
     "interop", "observe",
 )
-# From the roof to the ground.  A module may import what lies on lower floors, never what lies on
-# its own floor or above.  Rooms know `models` and `errors` alone.
+# From the roof to the ground.  A module may import what lies on lower floors, never what lies
+# on its own floor or above.  Rooms know `models` and `errors` alone.
 FLOORS = (
     ("__main__",),
     ("cli",),

@@ -57,9 +57,8 @@ def reference(params, images, *, pooling="cls", pre_logits=False, gelu="tanh", e
 
   def norm(x, at):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * at["scale"] + at[
-        "bias"
-    ]
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return centred / deviation * at["scale"] + at["bias"]
 
   def activation(x):
     if gelu == "erf":
@@ -70,7 +69,8 @@ def reference(params, images, *, pooling="cls", pre_logits=False, gelu="tanh", e
     heads = []
     for h in range(at["query"]["kernel"].shape[1]):
       q, k, v = (
-          x @ at[name]["kernel"][:, h] + at[name]["bias"][h] for name in ("query", "key", "value")
+          x @ at[name]["kernel"][:, h] + at[name]["bias"][h]
+          for name in ("query", "key", "value")
       )
       weights = scipy.special.softmax(q @ k.T / np.sqrt(q.shape[-1]), axis=-1)
       heads.append(weights @ v @ at["out"]["kernel"][h])
@@ -171,12 +171,11 @@ def test_scanned_and_unrolled_models_predict_the_same():
 
 def test_scanned_and_unrolled_models_train_the_same():
   """With dropout and stochastic depth on: the random bits must be identical."""
-  params, key = random_params(depth=3), jax.random.key(7)
+  params, key = random_params(), jax.random.key(7)
 
   def loss(params, scan):
-    logits = compiled(True, depth=3, dropout=0.2, stochastic_depth=0.4, scan=scan)(
-        params, IMAGES, key
-    )
+    model = compiled(True, dropout=0.2, stochastic_depth=0.4, scan=scan)
+    logits = model(params, IMAGES, key)
     return jnp.mean(logits**2), logits
 
   gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
@@ -184,7 +183,7 @@ def test_scanned_and_unrolled_models_train_the_same():
   scanned_gradients, scanned = gradient(params, True)
   # Other random bits would change the logits by about their own size.
   scale = np.abs(unrolled).max()
-  assert np.abs(apply(params, depth=3) - unrolled).max() > 0.1 * scale
+  assert np.abs(apply(params) - unrolled).max() > 0.1 * scale
   np.testing.assert_allclose(scanned, unrolled, atol=1e-5 * scale)
   largest = max(np.abs(g).max() for g in jax.tree.leaves(gradients))
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest)
@@ -192,19 +191,16 @@ def test_scanned_and_unrolled_models_train_the_same():
 
 
 def test_bfloat16_computes_close_and_keeps_float32_parameters():
-  assert {a.dtype for a in jax.tree.leaves(shapes_of(dtype="bfloat16"))} == {np.dtype("float32")}
+  dtypes = lambda tree: {leaf.dtype for leaf in jax.tree.leaves(tree)}
+  assert dtypes(shapes_of(dtype="bfloat16")) == {np.dtype("float32")}
   params = random_params()
   wanted = apply(params)
-
-  def loss(params):
-    logits = compiled(False, dtype="bfloat16")(params, IMAGES, None)
-    return jnp.sum(logits * wanted), logits
-
-  gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
-  assert {a.dtype for a in jax.tree.leaves(gradients)} == {np.dtype("float32")}
+  logits = apply(params, dtype="bfloat16")
   assert logits.dtype == jnp.float32
   difference = np.abs(logits - wanted).max() / np.abs(wanted).max()
   assert 1e-5 < difference < 0.03
+  gradient = jax.grad(lambda p: jnp.sum(apply(p, dtype="bfloat16")))
+  assert dtypes(jax.eval_shape(gradient, params)) == {np.dtype("float32")}
 
 
 def test_evaluation_is_deterministic_and_takes_no_notice_of_rates():
@@ -278,10 +274,14 @@ def silent_params(model):
   return params
 
 
+@functools.cache
+def compiled_training(model):
+  return jax.jit(lambda p, x, key: model.apply({"params": p}, x, train=True, key=key))
+
+
 def train_features(model, params, batch):
   images = np.zeros((batch, model.image_size, model.image_size, 3), np.float32)
-  run = jax.jit(lambda p, x, key: model.apply({"params": p}, x, train=True, key=key))
-  return np.asarray(run(params, images, jax.random.key(0)))
+  return np.asarray(compiled_training(model)(params, images, jax.random.key(0)))
 
 
 def test_stochastic_depth_grows_linearly_over_the_blocks():
@@ -335,13 +335,13 @@ def test_dropout_follows_the_dense_layers_and_the_positions(site, keep):
 
 
 def test_no_dropout_follows_the_values_of_attention():
-  """The output kernel takes the difference of two values that are equal unless one is dropped."""
+  """The output kernel takes the difference of two values, equal unless one is dropped."""
   model, params = dropout_model()
   attention = params["blocks"]["attention"]
   attention["value"]["bias"][:] = 1
   attention["out"]["kernel"][0, 0, 0, 0] = 1
   attention["out"]["kernel"][0, 1, 0, 0] = -1
-  np.testing.assert_allclose(train_features(model, params, batch=100), 0, atol=1e-3)
+  np.testing.assert_allclose(train_features(model, params, batch=500), 0, atol=1e-3)
 
 
 def dropout_model():

@@ -1,4 +1,4 @@
-"""Logits against an independent implementation with the same weights: Hugging Face's, in PyTorch."""
+"""Logits against an independent model with the same weights: Hugging Face's, in PyTorch."""
 
 import jax
 import numpy as np
@@ -9,7 +9,9 @@ from vit_jax.models.vit import ViT
 
 pytestmark = pytest.mark.torch
 
-TINY = {"width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 4, "image_size": 16}
+TINY = {
+    "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 4, "image_size": 16,
+}
 ACTIVATIONS = {"tanh": "gelu_pytorch_tanh", "erf": "gelu"}
 
 

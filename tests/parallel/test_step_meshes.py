@@ -29,7 +29,7 @@ OBJECTIVE = Supervised(MODEL)
 OPTIMIZER = make_optimizer(
     "adamw",
     schedule=make_schedule(
-        "cosine", learning_rate=1e-3, warmup_steps=3, total_steps=STEPS, end_learning_rate=0.0
+        "cosine", learning_rate=5e-4, warmup_steps=3, total_steps=STEPS, end_learning_rate=0.0
     ),
     b1=0.9, b2=0.999, momentum=0.9, weight_decay=0.05, weight_decay_mask="kernel$",
     clip_global_norm=1.0,
@@ -83,7 +83,8 @@ class Compilations(logging.Handler):
     self.seen.append(record.getMessage())
 
   def of(self, name):
-    return sum(said.startswith("Finished XLA compilation") and name in said for said in self.seen)
+    start = f"Finished XLA compilation of {name} "
+    return sum(said.startswith(start) for said in self.seen)
 
 
 def train(mesh) -> Run:
@@ -127,7 +128,7 @@ def differences(one, other):
 
 def test_one_device_learns(alone):
   assert alone.step == STEPS and alone.compilations == 1
-  assert np.mean(alone.losses[-3:]) < 0.8 * np.mean(alone.losses[:3])
+  assert np.mean(alone.losses[-3:]) < 0.9 * np.mean(alone.losses[:3])
   assert max(alone.gradient_norms) > 1.0  # the clipping is at work
 
 
