@@ -51,6 +51,13 @@ def initial_state(mesh):
   return lambda: compiled(key), shardings
 
 
+@functools.cache
+def train_step(mesh):
+  return make_train_step(
+      OBJECTIVE, OPTIMIZER, prepare=PREPARE, mesh=mesh, state_shardings=initial_state(mesh)[1]
+  )
+
+
 def with_random_head(state, shardings):
   """A head that starts at zero would hide the body's gradients in the first steps."""
   kernel = 0.3 * np.random.default_rng(0).standard_normal((32, CLASSES), np.float32)
@@ -90,9 +97,7 @@ class Compilations(logging.Handler):
 def train(mesh) -> Run:
   init, shardings = initial_state(mesh)
   state = with_random_head(init(), shardings)
-  step = make_train_step(
-      OBJECTIVE, OPTIMIZER, prepare=PREPARE, mesh=mesh, state_shardings=shardings
-  )
+  step = train_step(mesh)
   key = jax.device_put(jax.random.key(1), replicated(mesh))
   losses, norms, log = [], [], Compilations()
   logger = logging.getLogger("jax")
@@ -141,6 +146,22 @@ def test_every_mesh_trains_like_one_device(mesh, alone):
   # and Adam scales rounding up to steps of the learning rate.  All else is equal to few ulps.
   assert apart.pop("blocks/attention/key/bias") <= 5e-4
   assert max(apart.values()) <= 5e-6, apart
+
+
+def test_random_bits_are_those_of_the_step(one_device, alone):
+  """The same parameters and batch: dropout and Mixup change with the step and with the key."""
+  init, shardings = initial_state(one_device)
+  where = replicated(one_device)
+  batch = to_devices(next(batches()), one_device)
+
+  def loss(step, seed):
+    state = with_random_head(init(), shardings)
+    state = dataclasses.replace(state, step=jax.device_put(np.int32(step), where))
+    key = jax.device_put(jax.random.key(seed), where)
+    return float(train_step(one_device)(state, batch, key)[1]["loss"])
+
+  assert loss(0, 1) == loss(0, 1) == alone.losses[0]
+  assert len({loss(0, 1), loss(1, 1), loss(7, 1), loss(0, 2)}) == 4
 
 
 def test_initial_parameters_are_the_same_bits_on_every_mesh(mesh, one_device):
