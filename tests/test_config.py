@@ -59,11 +59,34 @@ def test_a_key_like_no_other_is_refused_without_a_guess():
   assert "did you mean" not in said
 
 
-@pytest.mark.parametrize("key", ["optimizer", "model", "input.batch_size.more"])
+@pytest.mark.parametrize("key", ["optimizer", "model"])
 def test_a_section_is_not_a_key(key):
-  assert f"config.{key}, which does not exist" in refused(
-      config_lib.override, defaults(), {key: "1"}
-  )
+  said = refused(config_lib.override, defaults(), {key: "1"})
+  assert f"config.{key}, which is a section" in said
+
+
+def test_a_key_has_no_keys_below():
+  said = refused(config_lib.override, defaults(), {"input.batch_size.more": "1"})
+  assert "config.input.batch_size.more, which does not exist" in said
+
+
+@pytest.mark.parametrize("key, text", [
+    ("model.dropout", "1"), ("model.stochastic_depth", "1.0"), ("input.std", "(0, 0, 0)"),
+    ("input.crop_min_area", "3"), ("optimizer.clip_global_norm", "-1"), ("input.held_out", "1"),
+    ("optimizer.learning_rate", "1e999"), ("optimizer.learning_rate", "0"),
+    ("optimizer.weight_decay_mask", "("), ("total", "1e400 steps"), ("model.depth", "0"),
+])
+def test_values_out_of_bounds(key, text):
+  assert f"config.{key}" in refused(config_lib.override, defaults(), {key: text})
+
+
+@pytest.mark.parametrize("content", [
+    "def get_config(arg):\n  return", "def get_config():\n  return 1", "def get_config(arg:",
+    "import nowhere_at_all",
+])
+def test_a_file_with_a_mistake(tmp_path, content):
+  (tmp_path / "mine.py").write_text(content)
+  assert str(tmp_path / "mine.py") in refused(config_lib.load, str(tmp_path / "mine.py"))
 
 
 # Types.
@@ -103,7 +126,7 @@ def test_an_int_becomes_a_float_where_one_is_due(key):
 
 MAY_BE_NONE = {
     "model.variant", "model.width", "model.depth", "model.mlp_dim", "model.num_heads",
-    "model.patch_size", "model.image_size", "model.pooling", "model.gelu",
+    "model.patch_size", "model.image_size", "model.pooling", "model.gelu", "model.dtype",
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",

@@ -12,7 +12,9 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -29,7 +31,8 @@ class Field:
   """One config key: its default, class, and which values it takes.
 
   `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
-  duration; `choices` and `minimum` bound the value; `length` makes it a tuple of that many `kind`.
+  duration, `is_regex` a regular expression; `choices`, `minimum` and `maximum` bound the value;
+  `length` makes it a tuple of that many `kind`.
   """
 
   default: Any
@@ -38,7 +41,9 @@ class Field:
   kind: Any = None
   choices: tuple = ()
   minimum: float | None = None
+  maximum: float | None = None
   units: tuple[str, ...] = ()
+  is_regex: bool = False
   length: int = 0
 
   @property
@@ -72,11 +77,16 @@ FIELDS = {
     "model.gelu": Field(
         None, IDENTITY, "tanh approximation or exact erf [tanh]", str, choices=("tanh", "erf")
     ),
-    "model.layer_norm_epsilon": Field(None, IDENTITY, "of every layer norm [1e-6]", float),
-    "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0),
-    "model.stochastic_depth": Field(0.0, RECIPE, "of the last block, from 0 linearly", minimum=0),
+    "model.layer_norm_epsilon": Field(
+        None, IDENTITY, "of every layer norm [1e-6]", float, minimum=0
+    ),
+    "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0, maximum=0.99),
+    "model.stochastic_depth": Field(
+        0.0, RECIPE, "of the last block, from 0 linearly", minimum=0, maximum=0.99
+    ),
     "model.dtype": Field(
-        "bfloat16", RECIPE, "of the computation", choices=("bfloat16", "float32")
+        None, RECIPE, "of the computation [bfloat16, on a CPU float32]", str,
+        choices=("bfloat16", "float32"),
     ),
     "model.scan": Field(False, RUNTIME, "run the blocks by lax.scan instead of unrolled"),
     "model.attention": Field(
@@ -86,12 +96,16 @@ FIELDS = {
         "folder", IDENTITY, "where examples come from", choices=("folder", "digits")
     ),
     "input.path": Field(None, RUNTIME, "directory of the data set", str),
-    "input.held_out": Field(0.1, IDENTITY, "share held out where no such split exists", minimum=0),
+    "input.held_out": Field(
+        0.1, IDENTITY, "share held out where no such split exists", minimum=0.001, maximum=0.9
+    ),
     "input.batch_size": Field(128, RECIPE, "examples of one step, over all devices", minimum=2),
     "input.crop": Field(
         "random_resized", RECIPE, "of training images", choices=("random_resized", "pad", "none")
     ),
-    "input.crop_min_area": Field(0.08, RECIPE, "smallest share of a random_resized crop"),
+    "input.crop_min_area": Field(
+        0.08, RECIPE, "smallest share of a random_resized crop", minimum=0.001, maximum=1
+    ),
     "input.crop_padding": Field(0, RECIPE, "pixels added on each side by a pad crop", minimum=0),
     "input.flip": Field(True, RECIPE, "mirror every second training image"),
     "input.resize": Field(
@@ -105,18 +119,24 @@ FIELDS = {
         None, IDENTITY, "of evaluation resizing [bilinear]", str, choices=("bilinear", "bicubic")
     ),
     "input.mean": Field(None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3),
-    "input.std": Field(None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3),
+    "input.std": Field(
+        None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3, minimum=1e-6
+    ),
     "input.exif_orientation": Field(True, IDENTITY, "turn photos as their EXIF data says"),
     "input.threads": Field(2, RUNTIME, "that decode images", minimum=0),
     "batch_ops.mixup_alpha": Field(0.0, RECIPE, "of Mixup's Beta distribution; 0: off", minimum=0),
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
-    "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=0),
-    "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0),
-    "optimizer.b2": Field(0.999, RECIPE, "decay of Adam's second moment", minimum=0),
-    "optimizer.momentum": Field(0.9, RECIPE, "of sgd", minimum=0),
+    "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=1e-12),
+    "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0, maximum=1),
+    "optimizer.b2": Field(0.999, RECIPE, "decay of Adam's second moment", minimum=0, maximum=1),
+    "optimizer.momentum": Field(0.9, RECIPE, "of sgd", minimum=0, maximum=1),
     "optimizer.weight_decay": Field(0.0, RECIPE, "times the learning rate", minimum=0),
-    "optimizer.weight_decay_mask": Field("kernel$", RECIPE, "regex of paths that decay"),
-    "optimizer.clip_global_norm": Field(1.0, RECIPE, "largest gradient norm; None: off", float),
+    "optimizer.weight_decay_mask": Field(
+        "kernel$", RECIPE, "regex of paths that decay", is_regex=True
+    ),
+    "optimizer.clip_global_norm": Field(
+        1.0, RECIPE, "largest gradient norm; None: off", float, minimum=1e-12
+    ),
     "schedule.name": Field("cosine", RECIPE, "decay", choices=("cosine", "linear", "constant")),
     "schedule.warmup": Field("0 steps", RECIPE, "linear from 0", units=_STEPS),
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
@@ -225,13 +245,21 @@ def _run_recipe(spec: str):
     raise ConfigError(f"--config={spec}: there is no file {path}")
   module_spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ConfigError(f"{path} has no function get_config(arg) that returns a ConfigDict")
   try:
-    return module.get_config(arg or None)
-  except ValueError as error:
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError(f"{path} has no function get_config(arg) that returns a ConfigDict")
+    config = module.get_config(arg or None)
+  except ValueError as error:  # how a recipe refuses its argument
     raise ConfigError(f"--config={spec}: {error}") from error
+  except Exception as error:  # a file of the user's, which may hold any mistake
+    raise ConfigError(
+        f"{path} does not run: {type(error).__name__}: {error}. --debug shows where; "
+        "get_config(arg) must return a ConfigDict"
+    ) from error
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f"{path}: get_config(arg) returned {type(config).__name__}, no ConfigDict")
+  return config
 
 
 def _flatten(tree, prefix: str = "") -> dict[str, Any]:
@@ -248,6 +276,11 @@ def _flatten(tree, prefix: str = "") -> dict[str, Any]:
 def _check_known(key: str, *, origin: str):
   if key in FIELDS:
     return
+  if any(name.startswith(key + ".") for name in FIELDS):
+    raise ConfigError(
+        f"{origin} sets config.{key}, which is a section: set one of its keys, such as "
+        f"config.{next(name for name in FIELDS if name.startswith(key + '.'))}"
+    )
   last = {name.rpartition(".")[2]: name for name in FIELDS}
   near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.6) or [
       last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, 1, 0.5)
@@ -270,12 +303,15 @@ def _check(key: str, value, origin: str):
       _refuse(key, value, f"{field.length} numbers, as in (0.5, 0.5, 0.5)", origin)
     return tuple(_check_scalar(key, item, origin) for item in value)
   value = _check_scalar(key, value, origin)
+  if field.is_regex:
+    try:
+      re.compile(value)
+    except re.error as error:
+      _refuse(key, value, f"a regular expression ({error})", origin)
   if field.choices and value not in field.choices:
     near = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     _refuse(key, value, f"one of {', '.join(map(repr, field.choices))}{hint}", origin)
-  if field.minimum is not None and value < field.minimum:
-    _refuse(key, value, f"at least {field.minimum}", origin)
   if field.units:
     try:
       durations.parse(value, units=field.units)
@@ -291,6 +327,13 @@ def _check_scalar(key, value, origin):
     value = float(value)
   if type(value) is not expected:
     _refuse(key, value, f"of type {expected.__name__}", origin)
+  low, high = FIELDS[key].minimum, FIELDS[key].maximum
+  if expected is float and not math.isfinite(value):
+    _refuse(key, value, "a finite number", origin)
+  if low is not None and value < low:
+    _refuse(key, value, f"at least {low}", origin)
+  if high is not None and value > high:
+    _refuse(key, value, f"at most {high}", origin)
   return value
 
 

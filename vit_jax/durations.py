@@ -1,5 +1,6 @@
 """Durations with units: "90 epochs", "10000 steps", "5 percent", "1e6 examples", "30 minutes"."""
 
+import math
 import re
 
 STEP_UNITS = ("steps", "epochs", "examples", "percent")
@@ -19,7 +20,7 @@ def parse(text: str, *, units: tuple[str, ...] = STEP_UNITS) -> tuple[float, str
     number = float(match[1]) if match else None
   except ValueError:
     number = None
-  if number is None or unit not in units:
+  if number is None or not math.isfinite(number) or unit not in units:
     raise ValueError(
         f"{text!r} is not a duration: write a number and a unit ({', '.join(units)}), "
         f'as in "10 {units[0]}"'

@@ -44,7 +44,7 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
     config = config_lib.override(checkpoint.config, overrides)
   else:
     config = config_lib.load(config_spec, overrides)
-  config = resolve(config, checkpoint=checkpoint)
+  config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
   dataset = open_dataset(
       config.input.dataset, path=config.input.path, held_out=config.input.held_out
   )

@@ -74,6 +74,12 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
   )
   total_steps = steps_in(config.total, total_steps=None)
   steps_in = functools.partial(steps_in, total_steps=total_steps)
+  warmup_steps = steps_in(config.schedule.warmup)
+  if not 0 <= warmup_steps < total_steps:
+    raise ConfigError(
+        f"config.schedule.warmup {config.schedule.warmup!r} is {warmup_steps} steps and config.total "
+        f"{config.total!r} is {total_steps}: train longer, or warm up for less"
+    )
 
   model_config = model_arguments(config, num_classes=num_classes)
   objective = Supervised(ViT(**model_config))
@@ -81,7 +87,7 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
       config.schedule.name,
       learning_rate=config.optimizer.learning_rate,
       end_learning_rate=config.schedule.end_learning_rate,
-      warmup_steps=steps_in(config.schedule.warmup),
+      warmup_steps=warmup_steps,
       total_steps=total_steps,
   )
   optimizer = make_optimizer(

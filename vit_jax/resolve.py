@@ -1,4 +1,5 @@
-"""What a config leaves open (None), decided by the checkpoint a run starts from, or by defaults.
+"""What a config leaves open (None), decided by the checkpoint a run starts from, by the devices, or
+by defaults.
 
 The result is written into the run, so that resuming and loading it need neither again.
 """
@@ -16,17 +17,20 @@ _SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 _FIXED_BY_CHECKPOINT = _SHAPE + ("pooling", "gelu", "layer_norm_epsilon")
 
 
-def resolve(config, *, checkpoint):
+def resolve(config, *, checkpoint, platform: str):
   """Fills the open keys of `config.model` and `config.input`.
 
   Args:
     checkpoint: a `load.Checkpoint` to start from, or None.
+    platform: of the devices, as jax names it; on "cpu", whose bfloat16 is emulated, the computation
+      is in float32 unless the config says otherwise.
 
   Raises:
     ConfigError: the config contradicts the checkpoint or itself.
   """
   model = _resolve_model(config.model, checkpoint)
-  values = {f"model.{key}": value for key, value in model.items()}
+  dtype = config.model.dtype or ("float32" if platform == "cpu" else "bfloat16")
+  values = {f"model.{key}": value for key, value in model.items()} | {"model.dtype": dtype}
   values |= {
       f"input.{key}": value
       for key, value in _resolve_input(config.input, model["image_size"], checkpoint).items()

@@ -69,7 +69,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
   pretrained = None
   if info is None:
     pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
-    config = resolve(config, checkpoint=pretrained)
+    config = resolve(config, checkpoint=pretrained, platform=jax.default_backend())
   else:
     resume.check_same_data(run, info, dataset)
 

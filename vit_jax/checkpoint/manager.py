@@ -267,7 +267,6 @@ class Checkpoints:
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.LatestN(n=None),
                 create=not self._read_only,
-                read_only=self._read_only,
                 save_root_metadata=False,
                 # Else Orbax waits for minutes for a directory that could not be made.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),

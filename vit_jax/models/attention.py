@@ -21,8 +21,13 @@ def dot_product_attention(query, key, value, *, implementation: str = "auto"):
   Returns:
     `[B, N, heads, head_dim]` in the dtype of `value`.
 
+  Raises:
+    ValueError: unknown implementation.
+
   Source: Attention Is All You Need (arXiv 1706.03762), equation 1.
   """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(f"unknown attention {implementation!r}; choose one of {IMPLEMENTATIONS}")
   if implementation == "auto":
     long = query.shape[1] > _SHORT_SEQUENCE and query.dtype.itemsize == 2
     implementation = "cudnn" if long and jax.default_backend() == "gpu" else "xla"
