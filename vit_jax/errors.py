@@ -6,36 +6,36 @@ paragraph and leaves with its code.  The text names what is wrong, where, and ho
 
 
 class VitJaxError(Exception):
-    """Base of the errors that a user can act on; `exit_code` is the process's exit status."""
+  """Base of the errors that a user can act on; `exit_code` is the process's exit status."""
 
-    exit_code = 2
+  exit_code = 2
 
 
 class ConfigError(VitJaxError):
-    """A wrong command line, config key, value or combination of them."""
+  """A wrong command line, config key, value or combination of them."""
 
-    exit_code = 2
+  exit_code = 2
 
 
 class DataError(VitJaxError):
-    """The data set is missing, empty or too damaged."""
+  """The data set is missing, empty or too damaged."""
 
-    exit_code = 3
+  exit_code = 3
 
 
 class NonFiniteError(VitJaxError):
-    """The loss or the parameters became infinite or NaN."""
+  """The loss or the parameters became infinite or NaN."""
 
-    exit_code = 4
+  exit_code = 4
 
 
 class CheckpointError(VitJaxError):
-    """A checkpoint cannot be read, written, verified or converted."""
+  """A checkpoint cannot be read, written, verified or converted."""
 
-    exit_code = 5
+  exit_code = 5
 
 
 class Preempted(VitJaxError):
-    """The run was asked to stop and saved its state: the same command continues it."""
+  """The run was asked to stop and saved its state: the same command continues it."""
 
-    exit_code = 75
+  exit_code = 75
