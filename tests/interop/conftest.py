@@ -57,6 +57,7 @@ def export(tmp_path, preprocessing):
   def export(model, name="export", **options):
     options = {"preprocessing": preprocessing, "labels": None} | options
     params = options.pop("params", None) or _random_params(model)
+    (tmp_path / name).mkdir()
     write(tmp_path / name, model=model, params=params, **options)
     return tmp_path / name
 

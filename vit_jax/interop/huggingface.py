@@ -2,7 +2,7 @@
 
 `read` takes what any release of transformers wrote for `ViTModel` or
 `ViTForImageClassification`; `write` emits the one layout that transformers 4 and 5 both load.
-`verify.verify_huggingface` is the proof of what was written.
+`verify.export_huggingface` writes, proves what was written and only then puts it in place.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import huggingface_config, huggingface_processor
-from vit_jax.interop.export_directory import MARK, new_export
+from vit_jax.interop.export_directory import MARK
 from vit_jax.interop.huggingface_keys import (
     canonical, leaf_shapes, leaves, take, tensors as tensor_table,
 )
@@ -24,7 +24,8 @@ from vit_jax.interop.tensor_files import (
     DTYPES, TensorFiles, first_ten, read_json, write_tensors,
 )
 
-_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", MARK}
+# What `write` makes; an export holds nothing else.
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", MARK}
 _MODEL_KEYS = (
     "width", "depth", "mlp_dim", "num_heads", "patch_size", "image_size", "num_classes",
     "pooling", "pre_logits", "gelu", "layer_norm_epsilon",
@@ -214,13 +215,10 @@ def write(
     directory, *, model: Mapping, params: Mapping, preprocessing: Mapping | None,
     labels: Sequence[str] | None, architecture: str | None = None, dtype: str = "float32",
 ) -> dict:
-  """Writes a directory that transformers 4 and 5 load, without importing torch or transformers.
-
-  The directory appears complete or not at all.  A previous export there is replaced; any other
-  content is refused.
+  """Fills a directory that transformers 4 and 5 load, without importing torch or transformers.
 
   Args:
-    directory: to write; its parents are made.
+    directory: an empty one, such as `export_directory.new_export` gives.
     model: the model dict.
     params: nested dict of float arrays (NumPy or convertible to it).
     preprocessing: the evaluation transform; None writes no preprocessor_config.json.
@@ -232,13 +230,15 @@ def write(
   Returns:
     The report that also lies in the directory as conversion.json: architecture, dtype, tensors,
     parameters, bytes (of the tensors), files (sha256 by name), notes, vit_jax (version) and
-    verification (None until `verify_huggingface` has passed).
+    verification (None until `verify.verify_huggingface` has passed).
 
   Raises:
     ConfigError: unknown architecture or dtype.
     CheckpointError: the class cannot hold the model, parameters that do not fit the model or
-      are not finite, wrong number of labels, a foreign or unwritable directory.
+      are not finite, wrong number of labels.
+    OSError: the disk is full or not writable.
   """
+  directory = Path(directory)
   if dtype not in DTYPES:
     raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
   architecture = choose_architecture(model, architecture)
@@ -262,27 +262,27 @@ def write(
   shapes = {name: tensor.shape for name, tensor in table.items()}
   parameters = sum(int(np.prod(shape)) for shape in shapes.values())
 
-  with new_export(directory, files=_FILES) as new:
-    hashes = {}
-    for name, content in texts.items():
-      data = _json_bytes(content)
-      (new / name).write_bytes(data)
-      hashes[name] = hashlib.sha256(data).hexdigest()
-    hashes["model.safetensors"] = write_tensors(
-        new / "model.safetensors", shapes, lambda name: table[name].to_disk(params), dtype=dtype
-    )
-    report = {
-        "architecture": architecture,
-        "dtype": dtype,
-        "tensors": len(table),
-        "parameters": parameters,
-        "bytes": parameters * DTYPES[dtype].itemsize,
-        "files": hashes,
-        "notes": notes,
-        "vit_jax": vit_jax.__version__,
-        "verification": None,
-    }
-    (new / MARK).write_bytes(_json_bytes(report))
+  hashes = {}
+  for name, content in texts.items():
+    data = _json_bytes(content)
+    (directory / name).write_bytes(data)
+    hashes[name] = hashlib.sha256(data).hexdigest()
+  hashes["model.safetensors"] = write_tensors(
+      directory / "model.safetensors", shapes, lambda name: table[name].to_disk(params),
+      dtype=dtype,
+  )
+  report = {
+      "architecture": architecture,
+      "dtype": dtype,
+      "tensors": len(table),
+      "parameters": parameters,
+      "bytes": parameters * DTYPES[dtype].itemsize,
+      "files": hashes,
+      "notes": notes,
+      "vit_jax": vit_jax.__version__,
+      "verification": None,
+  }
+  (directory / MARK).write_bytes(_json_bytes(report))
   return report
 
 

@@ -1,4 +1,4 @@
-"""The proof of a conversion: what was written is read back, and PyTorch judges it.
+"""The proof of an export: what was written is read back, and PyTorch judges it.
 
 The one module of this room that computes: it imports jax, and torch where it is installed.
 """
@@ -10,13 +10,14 @@ import json
 import os
 from pathlib import Path
 import platform
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.huggingface import exported, read
+from vit_jax.interop.export_directory import new_export
+from vit_jax.interop.huggingface import FILES, exported, read, write
 from vit_jax.interop.huggingface_keys import leaves
 from vit_jax.interop.tensor_files import first_ten, read_json, round_to
 from vit_jax.models.vit import ViT
@@ -24,6 +25,41 @@ from vit_jax.models.vit import ViT
 # Largest difference allowed, relative to the largest value: float32 rounding over a whole model
 # stays a factor of ten below, and a wrong GELU or epsilon on trained weights far above.
 TOLERANCE = 2e-5
+
+
+def export_huggingface(
+    directory, *, model: Mapping, params: Mapping, preprocessing: Mapping | None,
+    labels: Sequence[str] | None, architecture: str | None, dtype: str, images,
+) -> tuple[dict, dict]:
+  """Writes a Hugging Face directory that appears complete and proved, or not at all.
+
+  An earlier export there is replaced once the new one has passed; any other content is refused.
+
+  Args:
+    directory: to make; its parents are made too.
+    images: as in `verify_huggingface`.
+    Others: as in `huggingface.write`.
+
+  Returns:
+    (report, proof): the content of the new conversion.json, and its "verification".
+
+  Raises:
+    ConfigError: unknown architecture or dtype.
+    CheckpointError: the class cannot hold the model, the place is taken or not writable, or what
+      was written is not the model; whatever was in `directory` is there still.
+  """
+  with new_export(directory, files=FILES) as partial:
+    report = write(
+        partial, model=model, params=params, preprocessing=preprocessing, labels=labels,
+        architecture=architecture, dtype=dtype,
+    )
+    try:
+      proof = verify_huggingface(partial, model=model, params=params, images=images)
+    except (CheckpointError, OSError) as error:  # transformers raises OSError too
+      raise CheckpointError(
+          f"{directory} was not written, and an earlier export there is as it was: {error}"
+      ) from error
+  return report | {"verification": proof}, proof
 
 
 def verify_huggingface(directory, *, model: Mapping, params: Mapping, images) -> dict:
@@ -94,7 +130,7 @@ def compare_bits(directory, *, model: Mapping, params: Mapping):
   ]
   if wrong:
     raise CheckpointError(
-        f"{directory} read back is not the model that was exported: {first_ten(wrong)}. "
+        f"The export read back is not the model that was exported: {first_ten(wrong)}. "
         "Do not use it; export again, on a disk that is in order."
     )
 
@@ -128,10 +164,9 @@ def compare_pytorch(
       # Written so that NaN fails too.
       if not difference <= TOLERANCE * largest:
         raise CheckpointError(
-            f"{directory}: transformers computes other {what} than this model on {name}: they "
+            f"With the export transformers computes other {what} than this model on {name}: they "
             f"differ by {difference:.3g} where the largest is {largest:.3g}, and {TOLERANCE:g} "
-            "of it is allowed. Do not publish this directory: its weights or settings are not "
-            "the model's."
+            "of it is allowed. Do not publish it: its weights or settings are not the model's."
         )
   return figures
 
@@ -177,8 +212,8 @@ def _load_pytorch(directory: Path, *, pooler: bool):
   ]
   if unclean:
     raise CheckpointError(
-        f"{directory}: transformers {transformers.__version__} does not load it cleanly: "
-        f"{'; '.join(unclean)}. Do not publish this directory."
+        f"transformers {transformers.__version__} does not load the export cleanly: "
+        f"{'; '.join(unclean)}. Do not publish it."
     )
   return judge.float().eval()
 
