@@ -1,9 +1,18 @@
+import fcntl
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from vit_jax.checkpoint.run import RunDirectory, canonical_json
 from vit_jax.errors import CheckpointError, ConfigError
+
+INFO = {
+    "requested": {}, "classes": ["a", "b"], "fingerprint": "f", "total_steps": 2**40,
+    "environment": {}, "best_metric": None,
+}
 
 
 def test_canonical_json_is_one_text_for_equal_values():
@@ -19,11 +28,11 @@ def test_what_a_run_writes_it_reads(tmp_path):
   assert list(run.path.iterdir()) == [] and not run.exists()
   run.write_config({"seed": 1})
   run.write_config({"seed": 2})
-  run.write_info({"total_steps": 2**40})
+  run.write_info(INFO)
   run.append_history({"step": 1})
   run.append_history({"step": 2})
   assert run.exists()
-  assert run.read_config() == {"seed": 2} and run.read_info() == {"total_steps": 2**40}
+  assert run.read_config() == {"seed": 2} and run.read_info() == INFO
   history = run.history_path.read_text().splitlines()
   assert [json.loads(line)["step"] for line in history] == [1, 2]
   names = {path.name for path in run.path.iterdir()}
@@ -47,3 +56,84 @@ def test_a_damaged_file_is_named(tmp_path, content):
     run.info_path.write_text(content)
   with pytest.raises(CheckpointError, match=str(run.info_path)):
     run.read_info()
+
+
+def test_missing_keys_are_named(tmp_path):
+  run = RunDirectory(tmp_path)
+  run.write_info({key: INFO[key] for key in INFO if key not in ("classes", "environment")})
+  with pytest.raises(CheckpointError, match="run.json lacks classes, environment"):
+    run.read_info()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket"])
+def test_a_bucket_is_refused(path):
+  with pytest.raises(ConfigError, match=f"{path} is a URL, and buckets are not supported yet"):
+    RunDirectory(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "a.npz", "photos/"])
+def test_somebody_elses_directory_is_refused(tmp_path, name):
+  (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("mine")
+  run = RunDirectory(tmp_path)
+  with pytest.raises(ConfigError) as caught:
+    run.check_writable()
+  assert f"holds other files: {name.rstrip('/')}. Choose another --workdir" in str(caught.value)
+  assert len(list(tmp_path.iterdir())) == 1
+  run.write_info(INFO)  # a run may hold what it likes
+  run.check_writable()
+
+
+def test_what_an_interrupted_start_leaves_is_tolerated(tmp_path):
+  for name in ("tensorboard", "checkpoints", "logs"):
+    (tmp_path / name).mkdir()
+  for name in ("metrics.jsonl", ".lock", "train.log", "run.json.tmp", ".writable.12"):
+    (tmp_path / name).write_text("")
+  RunDirectory(tmp_path).check_writable()
+
+
+HOLD = """
+import sys, time
+from vit_jax.checkpoint.run import RunDirectory
+with RunDirectory(sys.argv[1]).lock():
+  print("locked", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_one_process_trains_and_its_death_frees_the_directory(tmp_path):
+  run = RunDirectory(tmp_path / "run")
+  other = subprocess.Popen(
+      [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
+  )
+  try:
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(ConfigError) as caught, run.lock():
+      pass
+    text = str(caught.value)
+    assert f"another process, {other.pid} on " in text and str(run.lock_path) in text
+  finally:
+    other.kill()
+    other.communicate()
+  for _ in range(2):
+    with run.lock():
+      assert run.lock_path.read_text().startswith(f"{os.getpid()} on ")
+      with pytest.raises(ConfigError, match=f"process, {os.getpid()} on"), run.lock():
+        pass
+  run.check_writable()
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
+  def refuse(*_):
+    raise OSError(38, "Function not implemented")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  with RunDirectory(tmp_path).lock():
+    pass
+  assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_lock_that_cannot_be_made_is_one_paragraph(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError, match=r"cannot be written: Not a directory \(ENOTDIR\)"):
+    with RunDirectory(tmp_path / "file" / "run").lock():
+      pass

@@ -1,6 +1,5 @@
 """Files that are either the old one or the new one, never half of either."""
 
-import io
 import os
 
 from etils import epath
@@ -16,8 +15,5 @@ def write_text(path: epath.Path, text: str) -> None:
   with temporary.open("w") as file:
     file.write(text)
     file.flush()
-    try:
-      os.fsync(file.fileno())
-    except (AttributeError, io.UnsupportedOperation):
-      pass  # An object of a bucket is durable once it is closed.
+    os.fsync(file.fileno())
   temporary.replace(path)

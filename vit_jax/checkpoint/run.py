@@ -1,14 +1,28 @@
 """What a run owns: the files of its directory."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
+import socket
+import sys
+from typing import Iterator
 
 from etils import epath
 
 from vit_jax.checkpoint import atomic
 from vit_jax.checkpoint.paths import absolute
 from vit_jax.errors import CheckpointError, ConfigError
+
+# What may lie in a directory before run.json does: what observers, launchers and an interrupted
+# start leave behind.
+_HARMLESS = {
+    "tensorboard", "metrics.jsonl", "metrics.jsonl.tmp", "checkpoints", "logs", ".lock",
+    "run.json.tmp",
+}
+# What going on with a run needs; a run.json without one was not written by a whole `train`.
+_REQUIRED = ("requested", "classes", "fingerprint", "total_steps", "environment", "best_metric")
 
 
 def canonical_json(value) -> str:
@@ -21,7 +35,7 @@ def canonical_json(value) -> str:
 
 
 class RunDirectory:
-  """The directory of one run, local or in a bucket.
+  """The directory of one run.
 
   Attributes:
     path: the directory itself.
@@ -29,15 +43,27 @@ class RunDirectory:
     info_path: run.json, what else was decided at the start.
     history_path: config_history.jsonl, one line for each change of the config.
     metrics_path: metrics.jsonl.
+    lock_path: .lock, held by the process that trains.
     checkpoints: directory of the checkpoints.
   """
 
   def __init__(self, path: epath.PathLike):
+    """Nothing is read or written yet.
+
+    Raises:
+      ConfigError: the path is a URL, such as that of a bucket.
+    """
+    if "://" in os.fspath(path):
+      raise ConfigError(
+          f"{os.fspath(path)} is a URL, and buckets are not supported yet: train in a local"
+          " directory and copy"
+      )
     self.path = absolute(path)
     self.config_path = self.path / "config.json"
     self.info_path = self.path / "run.json"
     self.history_path = self.path / "config_history.jsonl"
     self.metrics_path = self.path / "metrics.jsonl"
+    self.lock_path = self.path / ".lock"
     self.checkpoints = self.path / "checkpoints"
 
   def exists(self) -> bool:
@@ -48,19 +74,42 @@ class RunDirectory:
     """Makes the directory and a trial file in it.
 
     Raises:
-      ConfigError: naming the path and the operating system's reason.
+      ConfigError: it cannot be written, naming the operating system's reason; or it is no run and
+        holds what was not written by one.
     """
     trial = self.path / f".writable.{os.getpid()}"
-    try:
+    with self._writing():
       self.path.mkdir(parents=True, exist_ok=True)
-      trial.write_text("")
-      trial.unlink()
-    except OSError as error:
-      code = errno.errorcode.get(error.errno, "error")
+      foreign = [] if self.exists() else self._foreign()
+      if not foreign:
+        trial.write_text("")
+        trial.unlink()
+    if foreign:
+      more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
       raise ConfigError(
-          f"The run's directory {self.path} cannot be written: {error.strerror or error}"
-          f" ({code}). Choose another --workdir, or make it writable for this user"
-      ) from error
+          f"{self.path} is no run's directory (it has no run.json) and holds other files:"
+          f" {', '.join(foreign[:3])}{more}. Choose another --workdir, one that does not exist or"
+          " is empty"
+      )
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """Keeps every other process from training here; of a run's own processes one calls it.
+
+    The operating system ends the lock with the process, however that ends; the file stays.  Where
+    the file system knows no locks, a warning says so and nothing is locked.
+
+    Raises:
+      ConfigError: another process holds the lock, or the directory cannot be written.
+    """
+    with self._writing():
+      self.path.mkdir(parents=True, exist_ok=True)
+      descriptor = os.open(self.lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      self._take(descriptor)
+      yield
+    finally:
+      os.close(descriptor)
 
   def read_config(self) -> dict:
     """The content of config.json; CheckpointError where it is missing or damaged."""
@@ -71,17 +120,64 @@ class RunDirectory:
     _write(self.config_path, config)
 
   def read_info(self) -> dict:
-    """The content of run.json; CheckpointError where it is missing or damaged."""
-    return _read(self.info_path)
+    """The content of run.json; CheckpointError where it is missing, damaged or incomplete."""
+    info = _read(self.info_path)
+    if missing := [key for key in _REQUIRED if key not in info]:
+      raise CheckpointError(
+          f"{self.info_path} lacks {', '.join(missing)}. Copy it from where the run came, or begin"
+          " another run"
+      )
+    return info
 
   def write_info(self, info: dict) -> None:
     """Replaces run.json."""
     _write(self.info_path, info)
 
   def append_history(self, entry: dict) -> None:
-    """Adds a line to config_history.jsonl; the file is rewritten, as buckets cannot append."""
+    """Adds a line to config_history.jsonl; the file is rewritten, so that no line is torn."""
     before = self.history_path.read_text() if self.history_path.exists() else ""
     atomic.write_text(self.history_path, before + canonical_json(entry) + "\n")
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns an OSError into a ConfigError."""
+    try:
+      yield
+    except OSError as error:
+      code = errno.errorcode.get(error.errno, "error")
+      raise ConfigError(
+          f"The run's directory {self.path} cannot be written: {error.strerror or error}"
+          f" ({code}). Choose another --workdir, or make it writable for this user"
+      ) from error
+
+  def _foreign(self) -> list[str]:
+    """Names of what no run leaves in a directory without run.json, sorted."""
+    return sorted(
+        path.name
+        for path in self.path.iterdir()
+        if path.name not in _HARMLESS and not path.name.startswith(".writable.")
+        and not path.name.endswith(".log")
+    )
+
+  def _take(self, descriptor: int) -> None:
+    """Locks the open lock file and notes in it who we are."""
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip()
+      raise ConfigError(
+          f"{self.path} is being trained by another process, {holder or 'unknown'} (it holds"
+          f" {self.lock_path}): wait for it or stop it, or choose another --workdir"
+      ) from error
+    except OSError as error:
+      print(
+          f"warning: {self.lock_path} cannot be locked ({error.strerror}): make sure that no other"
+          " process trains here", file=sys.stderr, flush=True,
+      )
+      return
+    with self._writing():
+      os.ftruncate(descriptor, 0)
+      os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _read(path: epath.Path) -> dict:
