@@ -13,6 +13,5 @@ def test_superfluous(keep_latest, best, gone):
 
 def test_best_step_ignores_what_is_no_finite_number():
   metrics = {1: {"a": None}, 2: {"a": 1}, 3: {"a": 1.0}, 4: {}, 5: {"a": float("inf")}}
-  assert best_step(metrics, metric="a", mode="max") == 2
-  assert best_step(metrics, metric="a", mode="min") == 2
-  assert best_step(metrics, metric="b", mode="min") is None
+  assert best_step(metrics, metric="a") == 2
+  assert best_step(metrics, metric="b") is None

@@ -54,13 +54,13 @@ def test_a_run_in_progress(tmp_path):
   assert "train/gradient_norm  not finite" in text
 
 
-def test_the_smallest_may_be_best(tmp_path):
-  steps = {1: {"loss": 2.0}, 2: {"loss": 1.0}, 3: {"loss": None}, 4: {}}
-  info = {"total_steps": 4, "best_metric": "loss", "best_mode": "min"}
+def test_the_best_leaves_out_what_is_not_finite(tmp_path):
+  steps = {1: {"a": 0.5}, 2: {"a": 1.0}, 3: {"a": None}, 4: {}}
+  info = {"total_steps": 4, "best_metric": "a"}
   write_run(tmp_path, steps=steps, lines=[], info=info)
   status = read_status(tmp_path)
   assert status["state"] == "complete" and status["step"] == 4
-  assert status["best"] == {"step": 2, "metric": "loss", "value": 1.0}
+  assert status["best"] == {"step": 2, "metric": "a", "value": 1.0}
 
 
 def test_an_empty_directory_and_none(tmp_path):

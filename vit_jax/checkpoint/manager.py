@@ -40,7 +40,6 @@ class Checkpoints:
       *,
       keep_latest: int = 1,
       best_metric: str | None = None,
-      best_mode: str = "max",
       read_only: bool = False,
   ):
     """Nothing is read or written yet.
@@ -48,13 +47,12 @@ class Checkpoints:
     Args:
       directory: of the STEP directories; made by the first save.
       keep_latest: how many of the newest steps stay; the best stays besides.
-      best_metric: key of `meta["metrics"]`, or None.
-      best_mode: "max" or "min".
+      best_metric: key of `meta["metrics"]`, of which more is better; or None.
       read_only: for whoever does not own the run.
     """
     self.directory = absolute(directory)
     self._keep_latest = keep_latest
-    self._best_metric, self._best_mode = best_metric, best_mode
+    self._best_metric = best_metric
     self._read_only = read_only
     self._orbax = None
     self._commit_thread: threading.Thread | None = None
@@ -90,7 +88,7 @@ class Checkpoints:
         metrics[step] = manifest.read(self._path(step)).get("metrics", {})
       except CheckpointError:
         continue  # A damaged manifest cannot win; whoever restores the step is told.
-    return retention.best_step(metrics, metric=self._best_metric, mode=self._best_mode)
+    return retention.best_step(metrics, metric=self._best_metric)
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.

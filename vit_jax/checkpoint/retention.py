@@ -3,20 +3,19 @@
 import math
 
 
-def best_step(metrics: dict[int, dict], *, metric: str, mode: str) -> int | None:
-  """The step whose `metric` is largest (mode "max") or smallest ("min"); ties: the earliest.
+def best_step(metrics: dict[int, dict], *, metric: str) -> int | None:
+  """The step whose `metric` is largest, the earliest of equals.
 
   Steps without the metric, or where it is not a finite number, do not compete.
 
   Args:
     metrics: step to that step's metrics.
   """
-  sign = {"max": 1.0, "min": -1.0}[mode]
   scores = {}
   for step, values in metrics.items():
     value = values.get(metric)
     if isinstance(value, (int, float)) and math.isfinite(value):
-      scores[step] = sign * value
+      scores[step] = value
   return max(scores, key=lambda step: (scores[step], -step), default=None)
 
 

@@ -114,6 +114,5 @@ def _best(directory: pathlib.Path, committed: list[int], info: dict) -> dict | N
       found.append((value, step))
   if not found:
     return None
-  sign = -1 if info.get("best_mode", "max") == "max" else 1
-  value, step = min(found, key=lambda pair: (sign * pair[0], pair[1]))
+  value, step = max(found, key=lambda pair: (pair[0], -pair[1]))
   return {"step": step, "metric": metric, "value": value}
