@@ -7,7 +7,7 @@ from vit_jax.data.bad_records import BadRecords
 
 def test_each_is_counted_and_named_once(capsys):
   bad = BadRecords()
-  assert bad.count == 0 and bad.names == ()
+  assert bad.count == 0
 
   def work():
     for i in range(50):
@@ -16,7 +16,8 @@ def test_each_is_counted_and_named_once(capsys):
   threads = [threading.Thread(target=work) for _ in range(4)]
   [t.start() for t in threads]
   [t.join() for t in threads]
-  assert bad.count == 5 and sorted(bad.names) == [f"image{i}.jpg" for i in range(5)]
+  assert bad.count == 5
   err = capsys.readouterr().err
-  assert len(err.splitlines()) == 5
-  assert err.count("image3.jpg: truncated") == 1
+  assert sorted(err.splitlines()) == [
+      f"warning: unreadable image: image{i}.jpg: truncated" for i in range(5)
+  ]

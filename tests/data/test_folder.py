@@ -1,6 +1,7 @@
 """Folders of one's own: layouts, what is left out, and what is refused."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -307,4 +308,18 @@ def test_a_file_that_goes_and_a_dangling_link(tmp_path):
     source.record(0)
   (root / "a" / "link.png").symlink_to(tmp_path / "nowhere.png")
   with pytest.raises(DataError, match=r"cannot find .*link\.png"):
+    open_folder(root)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+  root = classes(tmp_path, cat=2, dog=2)
+  try:
+    os.mkdir(os.fsencode(root) + b"/b\xe4r")
+  except OSError:
+    pytest.skip("this file system takes only UTF-8 names")
+  (note,) = [note for note in open_folder(root, held_out=0.5).notes if "without images" in note]
+  assert note.encode().endswith(rb"so no classes: b\udce4r")
+  for i in range(2):
+    write(root / os.fsdecode(b"b\xe4r") / f"{i}.png")
+  with pytest.raises(DataError, match=r"the class name 'b\\udce4r' is not valid UTF-8.*: rename"):
     open_folder(root)

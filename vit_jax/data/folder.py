@@ -199,6 +199,14 @@ def _classes(root: Path, images: list[_Image]) -> tuple[str, ...]:
   """Names of the classes: those of the training images."""
   if not images:
     raise DataError(f"{root} holds no images in a layout that is known: {_LAYOUTS}")
+  for label in {image.label for image in images}:
+    try:
+      label.encode()
+    except UnicodeEncodeError as error:
+      raise DataError(
+          f"{root}: the class name {label!r} is not valid UTF-8, so it can be neither shown nor"
+          " stored: rename the class's folder"
+      ) from error
   trained = {image.label for image in images if image.split == "train"}
   for image in images:
     if image.label not in trained:
@@ -315,5 +323,6 @@ def _below(root: Path, directory: Path, path: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-  """The first few names."""
-  return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+  """The first few names; bytes that are not UTF-8 are escaped, so that it can be printed."""
+  text = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+  return text.encode(errors="backslashreplace").decode()

@@ -56,7 +56,7 @@ def _prepared(source: ArraySource, transform: TrainTransform, padding: int) -> n
   out = np.zeros((len(source), size + 2 * padding, size + 2 * padding, 3), np.uint8)
   for place, image in zip(out, source.images):
     place[padding : padding + size, padding : padding + size] = resize(
-        image, size, size, interpolation=transform.interpolation
+        image, size, size, interpolation="bilinear"
     )
   return out
 

@@ -84,7 +84,7 @@ def eval_batches(
   def resized(image: bytes | np.ndarray) -> np.ndarray:
     if isinstance(image, bytes):
       image = decode(image, exif_orientation=preprocessing.exif_orientation)
-    return preprocessing.resize(image)
+    return preprocessing.resized(image)
 
   def example(index: int) -> Batch:
     if index >= len(source):

@@ -1,6 +1,7 @@
 """The evaluation transform: exactly what a Hugging Face image processor does with Pillow."""
 
 import dataclasses
+import math
 import os
 from typing import Any, Mapping, Sequence
 
@@ -19,17 +20,20 @@ class Preprocessing:
 
   Attributes:
     image_size: side S of the result.
-    resize_mode: called "resize" in the JSON form; "squash" to S x S whatever the aspect, as
-      `ViTImageProcessor`; or "center": short side to `short_side`, then the S x S centre, as
-      `BitImageProcessor` and `CLIPImageProcessor`.
+    resize: "squash" to S x S whatever the aspect, as `ViTImageProcessor`; or "center": short
+      side to `short_side`, then the S x S centre, as `BitImageProcessor` and
+      `CLIPImageProcessor`.
     short_side: for "center" only, >= S.
     interpolation: "bilinear" or "bicubic", Pillow's antialiased filters.
     mean, std: of pixels in 0..1, one per channel.
     exif_orientation: turn photos as their EXIF data says.
+
+  Raises:
+    ConfigError: from the constructor, a wrong value or combination.
   """
 
   image_size: int
-  resize_mode: str = "squash"
+  resize: str = "squash"
   short_side: int | None = None
   interpolation: str = "bilinear"
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -37,26 +41,28 @@ class Preprocessing:
   exif_orientation: bool = True
 
   def __post_init__(self):
-    if self.resize_mode not in ("squash", "center"):
+    if self.image_size < 1:
+      raise ConfigError(f"preprocessing: image_size is {self.image_size}; it must be above 0")
+    if self.resize not in ("squash", "center"):
       raise ConfigError(
-          f"preprocessing: resize is {self.resize_mode!r}; it must be squash or center"
+          f"preprocessing: resize is {self.resize!r}; it must be squash or center"
       )
     if self.interpolation not in _FILTERS:
       raise ConfigError(
           f"preprocessing: interpolation is {self.interpolation!r}; it must be bilinear or "
           "bicubic"
       )
-    if (self.resize_mode == "center") != (self.short_side is not None):
+    if (self.resize == "center") != (self.short_side is not None):
       raise ConfigError("preprocessing: short_side belongs to resize center, and only there")
     if self.short_side is not None and self.short_side < self.image_size:
       raise ConfigError(
           f"preprocessing: short_side {self.short_side} is smaller than the crop of "
           f"{self.image_size}"
       )
-    object.__setattr__(self, "mean", tuple(map(float, self.mean)))
-    object.__setattr__(self, "std", tuple(map(float, self.std)))
-    if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-      raise ConfigError("preprocessing: mean and std must be three numbers, std above 0")
+    for name in ("mean", "std"):
+      object.__setattr__(self, name, _channels(name, getattr(self, name)))
+    if min(self.std) <= 0:
+      raise ConfigError(f"preprocessing: std is {self.std}; it must be above 0")
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -65,24 +71,19 @@ class Preprocessing:
     Raises:
       ConfigError: an unknown, missing or wrong value.
     """
-    names = {("resize" if n == "resize_mode" else n): n for n in cls.__dataclass_fields__}
+    names = cls.__dataclass_fields__
     if unknown := set(values) - set(names):
       raise ConfigError(
           f"preprocessing: unknown {', '.join(sorted(unknown))}; known are {', '.join(names)}"
       )
     if "image_size" not in values:
       raise ConfigError("preprocessing: image_size is missing")
-    return cls(**{names[key]: value for key, value in values.items()})
+    return cls(**values)
 
-  def to_dict(self) -> dict[str, Any]:
-    """Returns the JSON form."""
-    values = dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
-    return {("resize" if name == "resize_mode" else name): v for name, v in values.items()}
-
-  def resize(self, image: np.ndarray) -> np.ndarray:
+  def resized(self, image: np.ndarray) -> np.ndarray:
     """Resizes, and crops where asked: uint8 `[H, W, 3]` to uint8 `[S, S, 3]`."""
     size = self.image_size
-    if self.resize_mode == "squash":
+    if self.resize == "squash":
       return resize(image, size, size, interpolation=self.interpolation)
     height, width = image.shape[:2]
     short = self.short_side
@@ -115,7 +116,7 @@ class Preprocessing:
       OSError: a path cannot be read.
       TypeError: something else was given.
     """
-    resized = [self.resize(self._pixels(i, image)) for i, image in enumerate(images)]
+    resized = [self.resized(self._pixels(i, image)) for i, image in enumerate(images)]
     empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
     return self.normalize(np.stack(resized) if resized else empty)
 
@@ -139,6 +140,17 @@ class Preprocessing:
         f"{name} is {type(image).__name__}; give a path, the bytes of a file, a Pillow image "
         "or a uint8 array [H, W, 3]"
     )
+
+
+def _channels(name: str, values: Any) -> tuple[float, float, float]:
+  """Three finite numbers as floats."""
+  try:
+    values = tuple(map(float, values))
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f"preprocessing: {name} is {values!r}; it must be three numbers") from error
+  if len(values) != 3 or not all(map(math.isfinite, values)):
+    raise ConfigError(f"preprocessing: {name} is {values}; it must be three finite numbers")
+  return values
 
 
 def resize(image: np.ndarray, height: int, width: int, *, interpolation: str) -> np.ndarray:
