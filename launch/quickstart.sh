@@ -3,7 +3,7 @@
 set -euo pipefail
 
 usage() {
-  cat <<'EOF'
+  cat <<'END'
 usage: bash launch/quickstart.sh [DIR]
 
 Pre-trains a tiny ViT on scikit-learn's 1 797 handwritten digits, fine-tunes it at a higher
@@ -11,39 +11,64 @@ resolution, evaluates both on the held-out fifth, converts the result to a Huggi
 and lets PyTorch judge that directory from image files.  Writes DIR/summary.json (DIR is
 runs/quickstart unless given) and fails if a promise in it does not hold.  Run again, it continues
 where it was, or says that it is complete.
-EOF
+END
 }
 
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
   -*) usage >&2; exit 2 ;;
 esac
-start=$PWD
+if (($# > 1)); then
+  usage >&2
+  exit 2
+fi
+
 # shellcheck source=launch/environment.sh
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+active_before=${VIRTUAL_ENV:-}
 directory=${1:-$repository/runs/quickstart}
-[[ $directory == /* ]] || directory=$start/$directory
 here=$repository/launch
 
-install_vit_jax torch
 if [[ -f $directory/summary.json ]]; then
-  python "$here/quickstart.py" show "$directory"
+  activate_environment
+  "${PYTHON:-python3}" "$here/quickstart.py" show "$directory"
   echo "complete already; remove $directory to begin again"
   exit 0
 fi
 
-timed_train() {
-  local began=$SECONDS
-  vit-jax train "$@"
-  echo $((SECONDS - began)) >>"$directory/train_seconds"
+install_vit_jax torch
+mkdir -p -- "$directory"
+directory=$(cd -- "$directory" >/dev/null && pwd) # one spelling, also when it is given otherwise
+# Accelerators would round float32 products to TF32 or bfloat16; here PyTorch's digits are compared.
+export JAX_DEFAULT_MATMUL_PRECISION=highest
+
+# DIR/train_seconds gets a line of wall seconds for each attempt at training, also for one that
+# fails or is stopped (unless this script itself is killed with SIGKILL).  To find a run complete is
+# no attempt.
+training_since=
+count_training() {
+  if [[ -n $training_since ]]; then
+    echo $((SECONDS - training_since)) >>"$directory/train_seconds"
+    training_since=
+  fi
+}
+trap count_training EXIT
+
+train() {
+  local run=$1
+  shift
+  if [[ $(vit-jax status --json --workdir="$run" 2>/dev/null) != *'"state": "complete"'* ]]; then
+    training_since=$SECONDS
+  fi
+  vit-jax train --workdir="$run" "$@"
+  count_training
 }
 
-mkdir -p "$directory"
 echo "== 1/5 pre-train at 16 px"
-timed_train --config=quickstart --workdir="$directory/pretrain"
+train "$directory/pretrain" --config=quickstart
 echo "== 2/5 fine-tune at 24 px"
-timed_train --config=quickstart:finetune --config.init.checkpoint="$directory/pretrain" \
-  --workdir="$directory/finetune"
+train "$directory/finetune" --config=quickstart:finetune \
+  --config.init.checkpoint="$directory/pretrain"
 echo "== 3/5 evaluate both on the held-out images"
 vit-jax evaluate --model="$directory/pretrain"
 vit-jax evaluate --model="$directory/finetune"
@@ -54,3 +79,7 @@ python "$here/quickstart.py" images "$directory"
 python "$here/judge.py" --model="$directory/huggingface" --images="$directory/images" \
   --output="$directory/pytorch.json"
 python "$here/quickstart.py" summary "$directory"
+if [[ -z $active_before ]]; then
+  echo "To use the vit-jax command in this shell:"
+  printf '  source %q\n' "$VIRTUAL_ENV/bin/activate"
+fi
