@@ -1,5 +1,6 @@
 import json
 import pathlib
+import resource
 import struct
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from vit_jax.errors import CheckpointError
 from vit_jax.observe.metrics import MetricsWriter, read_metrics
 
 
@@ -85,3 +87,39 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
   subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
   assert [line["step"] for line in lines_of(pathlib.Path(tmp_path))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step_values", [{"loss": 1.0}, {f"a{i}": 1.0 for i in range(400)}])
+def test_a_full_disk_is_one_paragraph_and_never_waits(tmp_path, step_values):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with MetricsWriter(tmp_path, resume_step=0) as writer:
+    writer.write(1, step_values)
+  try:
+    with pytest.raises(CheckpointError) as caught:
+      with MetricsWriter(tmp_path, resume_step=1) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+        for step in range(2, 2000):
+          writer.write(step, step_values)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert str(caught.value) == (
+      f"The metrics in {tmp_path} cannot be written: File too large (EFBIG). Make room or restore"
+      " access there, then repeat the command"
+  )
+  steps = [line["step"] for line in read_metrics(tmp_path)]
+  assert steps == [*range(1, len(steps) + 1)] and len(steps) > 1
+
+
+def test_a_directory_that_cannot_be_made_is_one_paragraph(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(CheckpointError, match="cannot be written: Not a directory"):
+    MetricsWriter(tmp_path / "file" / "run", resume_step=0)
+
+
+def test_a_context_closes_and_keeps_the_first_error(tmp_path):
+  with pytest.raises(ZeroDivisionError):
+    with MetricsWriter(tmp_path, resume_step=0) as writer:
+      writer.write(1, {"loss": 1.0})
+      raise ZeroDivisionError
+  assert points_of(tmp_path) == [("loss", 1)]
+  writer.close()  # again, which does nothing

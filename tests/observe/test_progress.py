@@ -19,11 +19,10 @@ VALUES = {
 
 def test_plain_lines():
   stream = io.StringIO()
-  progress = Progress(total_steps=400, start_step=0, stream=stream)
-  progress.update(10, {"train/loss": 2.5})
-  progress.update(20, VALUES)
-  progress.message("eval [accuracy]")
-  progress.close()
+  with Progress(total_steps=400, start_step=0, stream=stream) as progress:
+    progress.update(10, {"train/loss": 2.5})
+    progress.update(20, VALUES)
+    progress.message("eval [accuracy]")
   lines = stream.getvalue().splitlines()
   assert lines == [
       "step 10/400  2.5%  loss 2.5000",
@@ -42,6 +41,16 @@ def test_a_terminal_gets_a_bar_and_messages_above_it():
   text = stream.getvalue()
   assert "eval [accuracy]\n" in text and "step 210/400" in text and "━" in text
   assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text  # the cursor is back
+
+
+def test_an_error_gives_the_terminal_back():
+  stream = Terminal()
+  with pytest.raises(ZeroDivisionError):
+    with Progress(total_steps=4, start_step=0, stream=stream) as progress:
+      progress.update(2, VALUES)
+      assert not stream.getvalue().count("\x1b[?25h")
+      raise ZeroDivisionError
+  assert "\x1b[?25h" in stream.getvalue()
 
 
 def test_eta_leaves_out_what_came_before_the_first_step_seen_and_pauses():

@@ -1,10 +1,16 @@
 """Metrics on disk: `metrics.jsonl`, which is the record, and TensorBoard events beside it."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import time
+from typing import Iterator
+
+from vit_jax.errors import CheckpointError
+from vit_jax.observe.events import EventFile
 
 NAME = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -13,7 +19,7 @@ EVENTS = "tensorboard"
 class MetricsWriter:
   """Appends a run's metrics; after a restart each step's metrics are there once.
 
-  Several processes: only process 0 makes one.
+  A context that closes the files at its end.  Several processes: only process 0 makes one.
   """
 
   def __init__(self, directory: str | os.PathLike, *, resume_step: int):
@@ -24,15 +30,26 @@ class MetricsWriter:
       resume_step: the step that was restored, 0 for a new run; later lines are written again.
 
     Raises:
-      OSError: the directory cannot be written.
+      CheckpointError: the disk is full or not writable; so do all methods.
     """
     self._directory = pathlib.Path(directory)
-    self._directory.mkdir(parents=True, exist_ok=True)
     self._resume_step = resume_step
-    path = self._directory / NAME
-    _drop_after(path, resume_step)
-    self._lines = path.open("a", encoding="utf-8")
-    self._events = None
+    self._events: EventFile | None = None
+    with self._disk():
+      self._directory.mkdir(parents=True, exist_ok=True)
+      path = self._directory / NAME
+      _drop_after(path, resume_step)
+      self._lines = path.open("a", encoding="utf-8")
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except CheckpointError:
+      if kind is None:  # else what ended the context is the cause, or says more
+        raise
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes one line, `{"step", "time" (seconds since the epoch), **values}`, and flushes it.
@@ -43,30 +60,31 @@ class MetricsWriter:
     numbers = {name: float(value) for name, value in values.items()}
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     line = {"step": step, "time": round(now, 3)} | {name: finite.get(name) for name in numbers}
-    self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-    self._lines.flush()
-    if self._events is None:
-      self._events = self._open_events()
-    for name, value in finite.items():
-      self._events.add_scalar(name, value, step, walltime=now)
+    with self._disk():
+      self._lines.write(json.dumps(line, allow_nan=False) + "\n")
+      self._lines.flush()
+      if self._events is None:
+        self._events = EventFile(self._directory / EVENTS, first_step=self._resume_step + 1)
+      self._events.write(step, finite, when=now)
 
   def close(self) -> None:
     """Flushes the events and closes both files."""
-    self._lines.close()
-    if self._events is not None:
-      self._events.close()
-      self._events = None
+    with self._disk(), contextlib.ExitStack() as stack:
+      stack.callback(self._lines.close)
+      if self._events is not None:
+        stack.callback(self._events.close)
 
-  def _open_events(self):
-    from tensorboardX import SummaryWriter  # pylint: disable=g-import-not-at-top  # slow
-
-    return SummaryWriter(
-        str(self._directory / EVENTS),
-        # From this step on TensorBoard hides what older files have.
-        purge_step=self._resume_step + 1,
-        flush_secs=10,
-        filename_suffix=f".{os.getpid()}.{time.time_ns()}",  # else a quick restart overwrites
-    )
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    """Turns an OSError into a CheckpointError."""
+    try:
+      yield
+    except OSError as error:
+      code = errno.errorcode.get(error.errno, "error")
+      raise CheckpointError(
+          f"The metrics in {self._directory} cannot be written: {error.strerror or error} ({code})."
+          " Make room or restore access there, then repeat the command"
+      ) from error
 
 
 def read_metrics(directory: str | os.PathLike) -> list[dict]:

@@ -17,7 +17,10 @@ _SHOWN = (  # key, format
 
 
 class Progress:
-  """A live bar on a terminal, one plain line an update otherwise."""
+  """A live bar on a terminal, one plain line an update otherwise.
+
+  A context that gives the terminal back at its end.
+  """
 
   def __init__(self, *, total_steps: int, start_step: int, stream=None):
     """Shows nothing until the first update, which ends the interval with the compilation.
@@ -39,6 +42,12 @@ class Progress:
           auto_refresh=False,
       )
       self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
 
   def update(self, step: int, values: dict[str, float]) -> None:
     """Shows step, percent, what there is of loss, learning rate, images/s and MFU, and ETA."""
