@@ -1,5 +1,6 @@
 """Configs: unknown keys, exact types, durations, classes of keys, storage, recipes."""
 
+import os
 import ast
 import json
 import pathlib
@@ -127,6 +128,7 @@ def test_an_int_becomes_a_float_where_one_is_due(key):
 MAY_BE_NONE = {
     "model.variant", "model.width", "model.depth", "model.mlp_dim", "model.num_heads",
     "model.patch_size", "model.image_size", "model.pooling", "model.gelu", "model.dtype",
+    "input.exif_orientation",
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",
@@ -218,8 +220,8 @@ def test_durations_keep_their_text(key, value):
         ("optimizer.learning_rate", "1", 1.0),
         ("optimizer.clip_global_norm", "none", None),
         ("init.checkpoint", "None", None),
-        ("init.checkpoint", "runs/1@best", "runs/1@best"),
-        ("input.path", "123", "123"),
+        ("init.checkpoint", "runs/1@best", os.path.abspath("runs/1@best")),
+        ("input.path", "123", os.path.abspath("123")),
         ("input.mean", "(0.1,0.2,0.3)", (0.1, 0.2, 0.3)),
         ("input.mean", "[0, 0, 0]", (0.0, 0.0, 0.0)),
         ("optimizer.weight_decay_mask", "kernel$|bias$", "kernel$|bias$"),
@@ -395,7 +397,7 @@ def test_a_file_of_ones_own_takes_an_argument(tmp_path):
 def test_an_argument_may_hold_colons_and_dots(tmp_path):
   body = "def get_config(arg=None):\n  return ConfigDict({'input': {'path': arg}})\n"
   path = write_recipe(tmp_path, body)
-  assert config_lib.load(f"{path}:gs://bucket/x.py").input.path == "gs://bucket/x.py"
+  assert config_lib.load(f"{path}:/bucket/x.py").input.path == "/bucket/x.py"
 
 
 def test_a_recipe_with_a_wrong_key_is_named(tmp_path):

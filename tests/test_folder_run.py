@@ -163,6 +163,55 @@ def test_batch_that_the_mesh_cannot_divide(tmp_path, capsys):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_a_run_cannot_be_amended_to_end_before_where_it_stands(tmp_path, capsys):
+  folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
+  assert train(folder, workdir, "--config.total=3 steps", capsys=capsys)[0] == 0
+  code, _, err = train(folder, workdir, "--config.total=2 steps", "--amend", capsys=capsys)
+  assert code == 2 and "has done 3" in err
+  code, _, err = train(
+      folder, workdir, "--config.total=3 steps", "--config.input.batch_size=32", "--amend",
+      capsys=capsys,
+  )
+  assert code == 2 and "batch" in err
+
+  # Evaluation: at another size, on other classes, on data that changed since.
+  code, out, err = run("evaluate", f"--model={workdir}", "--config=folder",
+                       f"--config.input.path={folder}", "--config.model.image_size=24",
+                       capsys=capsys)
+  assert code == 0 and 0 <= json.loads(out)["metrics"]["accuracy"] <= 1, err
+  code, _, err = run("evaluate", f"--model={workdir}", "--output=/nowhere/at/all.json",
+                     capsys=capsys)
+  assert code == 2 and "/nowhere/at/all.json" in err
+  other = write_folder(tmp_path / "other", images=8)
+  (other / "red").rename(other / "pink")
+  code, _, err = run("evaluate", f"--model={workdir}", "--config=folder",
+                     f"--config.input.path={other}", capsys=capsys)
+  assert code == 2 and "'pink'" in err
+  (folder / "red" / "00.png").unlink()
+  code, _, err = run("evaluate", f"--model={workdir}", capsys=capsys)
+  assert code == 2 and "other data" in err
+
+
+def test_nothing_is_written_when_a_value_cannot_work(tmp_path, capsys):
+  folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
+  for wrong in ("--config.total=0 steps", "--config.schedule.warmup=200 percent",
+                "--config.model.attention=cudnn", "--config.input.short_side=99",
+                "--config.model.image_size=17", "--config.evaluate.split=dev"):
+    code, _, err = train(folder, workdir, wrong, capsys=capsys)
+    assert code == 2, (wrong, err)
+    assert not (workdir / "run.json").exists() and not (workdir / "config.json").exists()
+
+
+def test_a_directory_of_somebody_else_is_no_workdir(tmp_path, capsys):
+  folder = write_folder(tmp_path / "photos", images=8)
+  theirs = tmp_path / "published"
+  theirs.mkdir()
+  (theirs / "config.json").write_text("{}")
+  code, _, err = train(folder, theirs, capsys=capsys)
+  assert code == 2 and str(theirs) in err
+  assert (theirs / "config.json").read_text() == "{}"
+
+
 def test_a_loss_that_explodes_ends_the_run(tmp_path, capsys):
   folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
   code, _, err = train(

@@ -30,22 +30,24 @@ def environment() -> dict:
   return kept | {"JAX_PLATFORMS": "cpu"}
 
 
-def start(run: pathlib.Path) -> subprocess.Popen:
+def start(run: pathlib.Path, *, more: tuple[str, ...] = ()) -> subprocess.Popen:
   return subprocess.Popen(
-      COMMAND + (f"--workdir={run}",), env=environment(),
+      COMMAND + (f"--workdir={run}",) + more, env=environment(),
       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
   )
 
 
-def finish(run: pathlib.Path) -> None:
-  process = start(run)
+def finish(run: pathlib.Path, *, more: tuple[str, ...] = ()) -> None:
+  process = start(run, more=more)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
 
 
-def interrupt(run: pathlib.Path, number: signal.Signals, *, after: int) -> tuple[int, str]:
+def interrupt(
+    run: pathlib.Path, number: signal.Signals, *, after: int, more: tuple[str, ...] = ()
+) -> tuple[int, str]:
   """Sends a signal once the run has logged step `after`; returns the exit code and stderr."""
-  process = start(run)
+  process = start(run, more=more)
   deadline = time.monotonic() + 120
   while last_step(run) < after:
     assert process.poll() is None, process.stderr.read()
@@ -126,6 +128,31 @@ def test_terminated_then_interrupted(tmp_path, uninterrupted):
     assert load(run).step == last_step(run)
   finish(run)
   assert_same_run(run, uninterrupted)
+
+
+def test_a_fine_tune_killed_before_its_first_checkpoint(tmp_path, uninterrupted):
+  """It starts from the checkpoint's weights again, not from random ones."""
+  late = ("--config.checkpoint.every=0 steps", f"--config.init.checkpoint={uninterrupted}",
+          "--config.total=12 steps", "--config.evaluate.every=0 steps")
+  killed, whole = tmp_path / "killed", tmp_path / "whole"
+  code, _ = interrupt(killed, signal.SIGKILL, after=3, more=late)
+  assert code == -signal.SIGKILL and not list((killed / "checkpoints").glob("*/manifest.json"))
+  finish(killed, more=late)
+  finish(whole, more=late)
+  assert losses(killed) == losses(whole)
+
+
+def test_two_processes_cannot_share_a_run(tmp_path):
+  run = tmp_path / "run"
+  first = start(run)
+  while last_step(run) < 1:
+    assert first.poll() is None, first.stderr.read()
+    time.sleep(0.01)
+  second = start(run)
+  _, errors = second.communicate(timeout=60)
+  first.kill()
+  first.communicate()
+  assert second.returncode == 2 and str(first.pid) in errors
 
 
 def test_a_finished_run_says_so_and_computes_nothing(uninterrupted):

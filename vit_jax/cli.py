@@ -12,7 +12,7 @@ import textwrap
 import traceback
 
 from vit_jax import __version__
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 
 _REF = "RUN[@STEP|@latest|@best], or a Hugging Face directory"
 
@@ -29,15 +29,25 @@ def main(argv: list[str] | None = None) -> None:
     arguments, overrides = _parse([a for a in argv if a != "--debug"])
     code = arguments.run(arguments, overrides)
   except VitJaxError as error:
-    if debug:
-      traceback.print_exc()
-    print(textwrap.fill(f"vit-jax: {error}", 100, break_long_words=False,
-                        break_on_hyphens=False), file=sys.stderr)
-    code = error.exit_code
+    code = _say(str(error), error.exit_code, debug)
+  except OSError as error:
+    code = _say(f"{error}. Mend that and repeat the command", CheckpointError.exit_code, debug)
+  except Exception as error:  # what nobody foresaw
+    code = _say(f"unexpected {type(error).__name__}: {error}. --debug shows where", 1, debug)
   except KeyboardInterrupt:
     print("vit-jax: interrupted", file=sys.stderr)
     code = 130
   sys.exit(code or 0)
+
+
+def _say(text: str, code: int, debug: bool) -> int:
+  """Prints an error as one paragraph, with its traceback for `--debug`; returns the exit code."""
+  if debug:
+    traceback.print_exc()
+  paragraph = " ".join(f"vit-jax: {text}".split())
+  print(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False),
+        file=sys.stderr)
+  return code
 
 
 def _parse(argv):
@@ -47,14 +57,16 @@ def _parse(argv):
   overrides = {}
   for text in rest:
     key, equals, value = text.removeprefix("--config.").partition("=")
-    if not text.startswith("--config.") or not equals:
+    if not text.startswith("--config."):
       known = [option for action in arguments.parser._actions for option in action.option_strings]
       near = difflib.get_close_matches(text.partition("=")[0], known, n=1)
-      hint = f"; did you mean {near[0]}?" if near else ""
+      hint = f"; did you mean {near[0]}?" if near else "."
       raise ConfigError(
           f"{arguments.verb} does not take {text!r}{hint} Config keys are set as "
           f"--config.key=value. `vit-jax {arguments.verb} --help` shows an example"
       )
+    if not equals:
+      raise ConfigError(f"{text} has no value: write it as {text}=VALUE")
     overrides[key] = value
   if overrides and "config" not in arguments:
     raise ConfigError(f"{arguments.verb} takes no --config.key=value")
@@ -81,13 +93,17 @@ def _parser() -> argparse.ArgumentParser:
 
   add = verb("train", _train, "Train, or continue, a run.", """\
   vit-jax train --config=quickstart --workdir=runs/digits --config.total="10 epochs"
-The same command again continues the run. `vit-jax configs` lists the recipes.""")
+  vit-jax train --config=folder --config.init.checkpoint=HF_DIR --config.input.path=PHOTOS \\
+      --workdir=runs/photos
+The same command again continues the run. Any key is set with --config.key=value; `vit-jax configs`
+lists the recipes, `vit-jax configs --keys` the keys.""")
   add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="the recipe")
   add("--workdir", required=True, metavar="RUN", help="the run's directory, made if missing")
-  add("--amend", action="store_true", help="go on although recipe keys differ")
+  add("--amend", action="store_true", help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) "
+      "differ; config_history.jsonl records it")
 
   add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
-  vit-jax evaluate --model=runs/digits@best --output=accuracy.json
+  vit-jax evaluate --model=runs/digits --output=accuracy.json
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
@@ -136,11 +152,14 @@ def _train(arguments, overrides):
 
 
 def _evaluate(arguments, overrides):
-  from vit_jax.evaluate import evaluate, write_result
+  from vit_jax.evaluate import evaluate, output_file
 
+  file = output_file(arguments.model, arguments.output)
   result = evaluate(arguments.model, config_spec=arguments.config, overrides=overrides)
-  print(json.dumps(result, indent=2))
-  write_result(result, arguments.output)
+  text = json.dumps(result, indent=2)
+  print(text)
+  if file:
+    file.write_text(text + "\n")
 
 
 def _predict(arguments, overrides):

@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -31,7 +32,7 @@ class Field:
   """One config key: its default, class, and which values it takes.
 
   `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
-  duration, `is_regex` a regular expression; `choices`, `minimum` and `maximum` bound the value;
+  duration, `is_regex` a regular expression, `is_path` one that is made absolute; `choices`, `minimum` and `maximum` bound the value;
   `length` makes it a tuple of that many `kind`.
   """
 
@@ -44,6 +45,7 @@ class Field:
   maximum: float | None = None
   units: tuple[str, ...] = ()
   is_regex: bool = False
+  is_path: bool = False
   length: int = 0
 
   @property
@@ -59,7 +61,7 @@ _STEPS = durations.STEP_UNITS
 _ANY_UNIT = durations.STEP_UNITS + durations.TIME_UNITS
 
 FIELDS = {
-    "seed": Field(0, IDENTITY, "seed of everything random"),
+    "seed": Field(0, IDENTITY, "seed of everything random", minimum=0, maximum=2**31 - 1),
     "total": Field("90 epochs", RECIPE, "length of training", units=_STEPS[:-1]),
     "log_every": Field("50 steps", RUNTIME, "between two progress lines", units=_STEPS),
     # The model.  None: as the checkpoint in init.checkpoint, or the value in brackets.
@@ -95,7 +97,7 @@ FIELDS = {
     "input.dataset": Field(
         "folder", IDENTITY, "where examples come from", choices=("folder", "digits")
     ),
-    "input.path": Field(None, RUNTIME, "directory of the data set", str),
+    "input.path": Field(None, RUNTIME, "directory of the data set", str, is_path=True),
     "input.held_out": Field(
         0.1, IDENTITY, "share held out where no such split exists", minimum=0.001, maximum=0.9
     ),
@@ -122,7 +124,9 @@ FIELDS = {
     "input.std": Field(
         None, IDENTITY, "of pixels in 0..1 [.5 .5 .5]", float, length=3, minimum=1e-6
     ),
-    "input.exif_orientation": Field(True, IDENTITY, "turn photos as their EXIF data says"),
+    "input.exif_orientation": Field(
+        None, IDENTITY, "turn photos as their EXIF data says [True]", bool
+    ),
     "input.threads": Field(2, RUNTIME, "that decode images", minimum=0),
     "batch_ops.mixup_alpha": Field(0.0, RECIPE, "of Mixup's Beta distribution; 0: off", minimum=0),
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
@@ -140,7 +144,9 @@ FIELDS = {
     "schedule.name": Field("cosine", RECIPE, "decay", choices=("cosine", "linear", "constant")),
     "schedule.warmup": Field("0 steps", RECIPE, "linear from 0", units=_STEPS),
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
-    "init.checkpoint": Field(None, IDENTITY, "REF whose weights the run starts from", str),
+    "init.checkpoint": Field(
+        None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
+    ),
     "init.position_interpolation": Field(
         "bicubic", IDENTITY, "of position embeddings", choices=("bicubic", "bilinear")
     ),
@@ -233,7 +239,8 @@ def recipes() -> dict[str, pathlib.Path]:
 
 def _run_recipe(spec: str):
   """Executes `get_config(ARG)` of NAME[:ARG] or FILE.py[:ARG]."""
-  name, _, arg = spec.partition(":")
+  file = re.fullmatch(r"(.*?\.py)(?::(.*))?", spec)
+  name, arg = file.groups() if file else spec.partition(":")[::2]
   path = pathlib.Path(name) if name.endswith(".py") else recipes().get(name)
   if path is None:
     near = difflib.get_close_matches(name, recipes(), n=1, cutoff=0.0)
@@ -303,6 +310,9 @@ def _check(key: str, value, origin: str):
       _refuse(key, value, f"{field.length} numbers, as in (0.5, 0.5, 0.5)", origin)
     return tuple(_check_scalar(key, item, origin) for item in value)
   value = _check_scalar(key, value, origin)
+  if field.is_path:
+    # A run is resumed and evaluated from anywhere.
+    value = os.path.abspath(os.path.expanduser(value))
   if field.is_regex:
     try:
       re.compile(value)
@@ -353,5 +363,5 @@ def _parse(key: str, text: str):
     return text.lower() == "true"
   try:
     return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError):
     return text

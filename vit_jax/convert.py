@@ -1,12 +1,14 @@
 """A checkpoint into somebody else's format, proved before it is called done."""
 
+import contextlib
+
 import numpy as np
 
+from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.open import open_dataset
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import DataError
-from vit_jax.interop import huggingface
-from vit_jax.interop.verify import verify_huggingface
+from vit_jax.interop.verify import export_huggingface
 from vit_jax.load import load
 
 _IMAGES = 8
@@ -25,7 +27,9 @@ def convert(ref: str, *, output: str, architecture: str | None, dtype: str) -> N
     CheckpointError: the format cannot hold the model, or the numbers differ.
   """
   checkpoint = load(ref)
-  written = huggingface.write(
+  for line in checkpoint.report:
+    print(f"{ref}: {line}")
+  written, proof = export_huggingface(
       output,
       model=checkpoint.model_config,
       params=checkpoint.params,
@@ -33,11 +37,6 @@ def convert(ref: str, *, output: str, architecture: str | None, dtype: str) -> N
       labels=checkpoint.labels,
       architecture=architecture,
       dtype=dtype,
-  )
-  proof = verify_huggingface(
-      output,
-      model=checkpoint.model_config,
-      params=checkpoint.params,
       images=_sample_images(checkpoint),
   )
   print(
@@ -79,11 +78,16 @@ def _sample_images(checkpoint) -> np.ndarray:
   patterns = np.repeat(np.stack(waves)[..., None], 3, axis=-1).astype(np.float32)
   if checkpoint.config is None:
     return patterns
-  inputs = checkpoint.config.input
+  inputs, images = checkpoint.config.input, []
+  preprocess = Preprocessing.from_dict(checkpoint.preprocessing)
   try:
     dataset = open_dataset(inputs.dataset, path=inputs.path, held_out=inputs.held_out)
+    source = list(dataset.splits.values())[-1]
+    for index in range(min(4 * _IMAGES, len(source))):
+      with contextlib.suppress(UnreadableImage):
+        images.append(preprocess([source.record(index)["image"]]))
+      if len(images) == _IMAGES:
+        break
   except DataError:
-    return patterns
-  source = list(dataset.splits.values())[-1]
-  images = [source.record(i)["image"] for i in range(min(_IMAGES, len(source)))]
-  return Preprocessing.from_dict(checkpoint.preprocessing)(images)
+    pass  # the data is elsewhere by now
+  return np.concatenate(images) if images else patterns

@@ -1,8 +1,8 @@
 """Evaluation of a checkpoint, top to bottom; also the evaluator that training runs."""
 
-import json
+import pathlib
+import sys
 
-from etils import epath
 import jax
 
 from vit_jax import config as config_lib
@@ -14,10 +14,11 @@ from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.classification import Classification
-from vit_jax.load import load
+from vit_jax.load import at_image_size, load, split_ref
 from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.resolve import model_arguments, preprocessing, resolve
+from vit_jax.resolve import preprocessing, resolve
+from vit_jax.resume import check_same_data
 
 
 def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) -> dict:
@@ -29,34 +30,47 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
     overrides: config keys to text.
 
   Returns:
-    {"model", "step", "split", "metrics"}.
+    {"model", "split", "data", "metrics"}.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ.
   """
   checkpoint = load(ref)
-  if config_spec is None and checkpoint.config is None:
-    raise ConfigError(
-        f"{ref} is not one of our runs, so the data must be named: add --config=folder "
-        "--config.input.path=DIR"
-    )
-  if config_spec is None:
-    config = config_lib.override(checkpoint.config, overrides)
-  else:
-    config = config_lib.load(config_spec, overrides)
+  for line in checkpoint.report:
+    print(f"{ref}: {line}", file=sys.stderr)
+  config = _config_of(checkpoint, config_spec, overrides)
   config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
   dataset = open_dataset(
       config.input.dataset, path=config.input.path, held_out=config.input.held_out
   )
-  check_classes(ref, checkpoint.labels, dataset)
+  run, _ = split_ref(ref)
+  if config_spec is None:
+    check_same_data(run, RunDirectory(run).read_info(), dataset)
+  _check_classes(checkpoint, dataset)
   split = evaluation_split(config, dataset)
   mesh = mesh_lib.create_mesh(**config.mesh)
-  model = ViT(**model_arguments(config, num_classes=checkpoint.model_config["num_classes"]))
+  # The checkpoint says what the model is; the config how and on what it is run.
+  checkpoint = at_image_size(checkpoint, config.model.image_size)
+  how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
+  model = ViT(**checkpoint.model_config | how)
   evaluator = make_evaluator(config, dataset, split, model=model, mesh=mesh, bad=BadRecords())
   params = jax.device_put(checkpoint.params, mesh_lib.replicated(mesh))
   return {
-      "model": str(ref), "step": checkpoint.step, "split": split, "metrics": evaluator.run(params)
+      "model": checkpoint.ref, "split": split, "data": config.input.path or dataset.name,
+      "metrics": evaluator.run(params),
   }
+
+
+def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
+  """The config that names the data: the run's own, or a recipe's."""
+  if config_spec is not None:
+    return config_lib.load(config_spec, overrides)
+  if checkpoint.config is None:
+    raise ConfigError(
+        f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "
+        "--config.input.path=DIR"
+    )
+  return config_lib.override(checkpoint.config, overrides)
 
 
 def evaluation_split(config, dataset) -> str:
@@ -101,23 +115,33 @@ def make_evaluator(config, dataset, split: str, *, model, mesh, bad) -> Classifi
   )
 
 
-def check_classes(ref, labels, dataset) -> None:
+def _check_classes(checkpoint, dataset) -> None:
   """Raises ConfigError unless the data set's classes are the checkpoint's, in its order."""
-  ours = tuple(dataset.classes)
-  if labels is None or tuple(labels) == ours:
+  classes, ours = checkpoint.model_config["num_classes"], tuple(dataset.classes)
+  if not classes:
+    raise ConfigError(
+        f"{checkpoint.ref} has no classifier: fine-tune it first, with --config.init.checkpoint"
+    )
+  theirs = checkpoint.labels or ours
+  odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
+  if classes == len(ours) and odd is None:
     return
-  odd = next((pair for pair in zip(labels, ours) if pair[0] != pair[1]), None)
-  detail = f"the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else "one list is longer"
+  detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
   raise ConfigError(
-      f"{ref} knows {len(labels)} classes, {dataset.name} has {len(ours)} and they are not the same "
-      f"({detail}): name the data set that the checkpoint was trained on, or fine-tune it on yours"
+      f"{checkpoint.ref} knows {classes} classes, {dataset.name} has {len(ours)}, and they are not "
+      f"the same{detail}. Name the data that the checkpoint was trained on, or fine-tune it on yours"
   )
 
 
-def write_result(result: dict, output: str | None) -> None:
-  """Writes an evaluation's JSON to a file, by default into the run that was measured."""
-  run = RunDirectory(result["model"].partition("@")[0])
-  if output is None and not run.exists():
-    return
-  path = epath.Path(output) if output else run.path / "evaluation.json"
-  path.write_text(json.dumps(result, indent=2) + "\n")
+def output_file(ref: str, output: str | None) -> pathlib.Path | None:
+  """Where an evaluation's JSON goes: the named file, else into the run; None for neither.
+
+  Raises:
+    ConfigError: the file's directory does not exist.
+  """
+  run, _ = split_ref(ref)
+  if output is None:
+    return run / "evaluation.json" if RunDirectory(run).exists() else None
+  if not pathlib.Path(output).absolute().parent.is_dir():
+    raise ConfigError(f"--output={output}: there is no such directory to write into")
+  return pathlib.Path(output)

@@ -4,16 +4,16 @@ REF: `RUN[@STEP|@latest|@best]` for a run of ours, or a Hugging Face directory.
 """
 
 import dataclasses
+import os
+import pathlib
 from typing import Any
-
-from etils import epath
 
 from vit_jax import config as config_lib
 from vit_jax import resolve
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.preprocess import Preprocessing
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import huggingface
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.models.vit import ViT
@@ -24,6 +24,7 @@ class Checkpoint:
   """What a REF names; unpacks as `model, params = load(REF)`.
 
   Attributes:
+    ref: names exactly this checkpoint from anywhere: an absolute path, of a run with its step.
     model_config: attributes of `models.vit.ViT`, plain and JSON-able.
     params: nested dict of float32 NumPy arrays (`models/vit.py` lists them).
     preprocessing: the evaluation transform as a plain dict (`data/preprocess.py`).
@@ -33,6 +34,7 @@ class Checkpoint:
     report: what a user should know about how it was read.
   """
 
+  ref: str
   model_config: dict
   params: dict
   preprocessing: dict
@@ -64,24 +66,16 @@ def load(ref: str, *, dtype: str | None = None, image_size: int | None = None) -
   Raises:
     CheckpointError: nothing there, or not readable; the text says what was looked for.
   """
-  path, _, which = str(ref).partition("@")
-  directory = epath.Path(path)
-  if not directory.exists():
+  directory, which = split_ref(str(ref))
+  if not directory.is_dir():
     raise CheckpointError(
-        f"{ref}: there is no {directory}. A checkpoint is named by a run's directory "
+        f"{ref}: there is no directory {directory}. A checkpoint is named by a run's directory "
         "(RUN, RUN@STEP, RUN@best) or by a Hugging Face directory"
     )
   if RunDirectory(directory).exists():
     checkpoint = _load_run(directory, which or "latest")
   elif (directory / "config.json").exists() and not which:
-    read = huggingface.read(directory)
-    checkpoint = Checkpoint(
-        model_config=read.model,
-        params=read.params,
-        preprocessing=read.preprocessing or _default_preprocessing(read.model["image_size"]),
-        labels=read.labels,
-        report=read.report,
-    )
+    checkpoint = _load_huggingface(directory)
   else:
     raise CheckpointError(
         f"{ref}: {directory} is neither a run of vit_jax (run.json and checkpoints/) nor a Hugging "
@@ -93,10 +87,30 @@ def load(ref: str, *, dtype: str | None = None, image_size: int | None = None) -
   return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
 
 
+def split_ref(ref: str) -> tuple[pathlib.Path, str]:
+  """Splits RUN@WHICH into an absolute path and what follows the last @, "" where nothing does; a
+  directory whose own name holds an @ is found first."""
+  path, at, which = ref.rpartition("@")
+  if not at or os.sep in which or os.path.exists(ref):
+    path, which = ref, ""
+  return pathlib.Path(os.path.abspath(os.path.expanduser(path))), which
+
+
 def at_image_size(
     checkpoint: Checkpoint, image_size: int, *, interpolation: str = "bicubic"
 ) -> Checkpoint:
-  """Returns the checkpoint for images of another size, its position embeddings resampled."""
+  """Returns the checkpoint for images of another size, its position embeddings resampled.
+
+  Raises:
+    ConfigError: the size is not a multiple of the patch size.
+  """
+  if image_size == checkpoint.model_config["image_size"]:
+    return checkpoint
+  patch = checkpoint.model_config["patch_size"]
+  if image_size <= 0 or image_size % patch:
+    raise ConfigError(
+        f"{checkpoint.ref} has patches of {patch} pixels: image size {image_size} is not a multiple"
+    )
   model_config = checkpoint.model_config | {"image_size": image_size}
   table = resize_position_embedding(
       checkpoint.params["position_embedding"],
@@ -122,6 +136,11 @@ def _load_run(directory, which: str) -> Checkpoint:
   with Checkpoints(
       run.checkpoints, best_metric=info["best_metric"], read_only=True
   ) as checkpoints:
+    if which == "best" and info["best_metric"] is None:
+      raise CheckpointError(
+          f"{directory}@best: the run kept no best checkpoint; train with "
+          "--config.checkpoint.best_metric=accuracy, or name a step"
+      )
     named = {"latest": checkpoints.latest, "best": checkpoints.best}
     step = named[which]() if which in named else int(which) if which.isdigit() else which
     if step not in checkpoints.steps():
@@ -131,6 +150,7 @@ def _load_run(directory, which: str) -> Checkpoint:
   config = config_lib.from_json(meta["config"], origin=f"{directory}, step {step}")
   labels = tuple(info["classes"])
   return Checkpoint(
+      ref=f"{directory}@{step}",
       model_config=resolve.model_arguments(config, num_classes=len(labels)),
       params=params,
       preprocessing=resolve.preprocessing(config),
@@ -140,10 +160,27 @@ def _load_run(directory, which: str) -> Checkpoint:
   )
 
 
-def _default_preprocessing(image_size: int) -> dict:
-  """Hugging Face's ViTImageProcessor without a file: squash, bilinear, mean and std of 1/2."""
-  return {
-      "image_size": image_size, "resize": "squash", "short_side": None,
-      "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
-      "exif_orientation": False,
-  }
+def _load_huggingface(directory) -> Checkpoint:
+  """Reads a Hugging Face directory; without a processor file, transformers' defaults for ViT."""
+  read = huggingface.read(directory)
+  report, preprocessing = read.report, read.preprocessing
+  if preprocessing is None:
+    preprocessing = {
+        "image_size": read.model["image_size"], "resize": "squash", "short_side": None,
+        "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+        "exif_orientation": True,
+    }
+    report += ("assumed ViTImageProcessor's defaults: squash, bilinear, mean and std 0.5",)
+  elif preprocessing["image_size"] != read.model["image_size"]:
+    raise CheckpointError(
+        f"{directory}: preprocessor_config.json makes images of {preprocessing['image_size']} "
+        f"pixels, config.json says {read.model['image_size']}: make them agree"
+    )
+  return Checkpoint(
+      ref=str(directory),
+      model_config=read.model,
+      params=read.params,
+      preprocessing=preprocessing,
+      labels=read.labels,
+      report=report,
+  )

@@ -4,6 +4,8 @@ import time
 
 from vit_jax import durations
 
+_UNITS = durations.STEP_UNITS + durations.TIME_UNITS
+
 
 class Pace:
   """A duration, asked at every step whether it has passed.
@@ -20,6 +22,7 @@ class Pace:
       steps_in: function of a duration's text to steps.
     """
     self._seconds = durations.to_seconds(duration)
+    self._exact = durations.parse(duration, units=_UNITS)[1] == "steps"
     self._steps = steps_in(duration) if self._seconds is None else None
     self._total, self._last = total_steps, time.monotonic()
 
@@ -30,7 +33,7 @@ class Pace:
     if self._seconds is None:
       # Epochs round to steps: what falls due within a tenth of its interval before the end (20 of
       # 60 epochs may end a step early) waits for the end.
-      near_end = (self._total - step) * 10 < self._steps
+      near_end = not self._exact and (self._total - step) * 10 < self._steps
       return self._steps > 0 and step % self._steps == 0 and not near_end
     if self._seconds <= 0 or time.monotonic() - self._last < self._seconds:
       return False

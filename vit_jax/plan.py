@@ -67,6 +67,7 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
     ConfigError: mesh, batch or durations do not work out.
   """
   mesh = mesh_lib.create_mesh(**config.mesh)
+  _check_devices(config, mesh.devices.flat[0].platform)
   batch_size = config.input.batch_size
   _check_batch_size(batch_size, mesh_lib.data_shards(mesh))
   steps_in = functools.partial(
@@ -153,4 +154,18 @@ def _check_batch_size(batch_size: int, shards: int) -> None:
     raise ConfigError(
         f"config.input.batch_size {batch_size} does not divide over the mesh: it must be a multiple "
         f"of {unit} (2 x {shards} data shards); the nearest is {near}"
+    )
+
+
+def _check_devices(config, platform: str) -> None:
+  """What these devices, or several processes, cannot do."""
+  if config.model.attention == "cudnn" and platform not in ("gpu", "cuda"):
+    raise ConfigError(
+        f"config.model.attention is 'cudnn', which needs an NVIDIA GPU; this run has {platform}: "
+        "leave it at 'auto'"
+    )
+  if jax.process_count() > 1 and durations.to_seconds(config.checkpoint.every) is not None:
+    raise ConfigError(
+        f"config.checkpoint.every is {config.checkpoint.every!r}, but the clocks of "
+        f"{jax.process_count()} processes differ: give it in steps"
     )

@@ -19,7 +19,11 @@ def predict(ref: str, paths: list[str], *, top: int) -> int:
   Raises:
     ConfigError: the checkpoint has no classifier.
   """
+  if top < 1:
+    raise ConfigError(f"--top={top}: at least one class must be shown")
   checkpoint = load(ref)
+  for line in checkpoint.report:
+    print(f"{ref}: {line}", file=sys.stderr)
   if not checkpoint.model_config["num_classes"]:
     raise ConfigError(f"{ref} has no classifier: fine-tune it first, with --config.init.checkpoint")
   classes = checkpoint.model_config["num_classes"]
@@ -31,8 +35,12 @@ def predict(ref: str, paths: list[str], *, top: int) -> int:
   for path in paths:
     try:
       pixels = checkpoint.preprocess([path])
-    except (UnreadableImage, OSError) as error:  # their texts name the file
+    except UnreadableImage as error:  # its text names the file
       print(error, file=sys.stderr)
+      failed += 1
+      continue
+    except OSError as error:
+      print(f"{path}: {error.strerror or error}", file=sys.stderr)
       failed += 1
       continue
     scores = np.asarray(probabilities(checkpoint.params, pixels))[0]

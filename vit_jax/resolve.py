@@ -11,6 +11,7 @@ from vit_jax.models.variants import variant_shape
 _MODEL_DEFAULTS = {"image_size": 224, "pooling": "cls", "gelu": "tanh", "layer_norm_epsilon": 1e-6}
 _INPUT_DEFAULTS = {
     "resize": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+    "exif_orientation": True,
 }
 _SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 # The checkpoint's weights mean nothing under another value of these.
@@ -67,7 +68,7 @@ def _resolve_model(model, checkpoint) -> dict:
   for key in _FIXED_BY_CHECKPOINT:
     if key in theirs and given.get(key, theirs[key]) != theirs[key]:
       raise ConfigError(
-          f"config.model.{key} is {given[key]!r}, but the checkpoint in config.init.checkpoint has "
+          f"config.model.{key} is {given[key]!r}, but {checkpoint.ref} has "
           f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
       )
   kept = {k: theirs[k] for k in _FIXED_BY_CHECKPOINT + ("image_size",) if k in theirs}
@@ -89,7 +90,7 @@ def _resolve_input(inputs, image_size: int, checkpoint) -> dict:
   """The evaluation transform, each key from the config, the checkpoint or the default."""
   theirs = dict(checkpoint.preprocessing) if checkpoint and checkpoint.preprocessing else {}
   chosen = {
-      key: inputs[key] if inputs[key] is not None else theirs.get(key) or default
+      key: inputs[key] if inputs[key] is not None else theirs.get(key, default)
       for key, default in _INPUT_DEFAULTS.items()
   }
   short_side = inputs.short_side
@@ -97,6 +98,11 @@ def _resolve_input(inputs, image_size: int, checkpoint) -> dict:
     # The checkpoint's crop is a share of its short side; keep that share at another size.
     share = theirs["short_side"] / theirs["image_size"] if theirs.get("short_side") else 8 / 7
     short_side = round(image_size * share)
+  if short_side is not None and chosen["resize"] == "squash":
+    raise ConfigError(
+        f"config.input.short_side {short_side} means nothing when images are squashed: set "
+        "config.input.resize=center, or leave it unset"
+    )
   if short_side is not None and short_side < image_size:
     raise ConfigError(
         f"config.input.short_side {short_side} is smaller than config.model.image_size "

@@ -51,8 +51,14 @@ def continue_or_begin(run, requested, *, amend: bool) -> Continuation:
         "the original command, choose another --workdir, or add --amend to go on from the last "
         "checkpoint with the new values"
     )
+  if "input.batch_size" in changed[config_lib.RECIPE]:
+    raise ConfigError(
+        f"{run.path} was begun with batches of {before.input.batch_size}: its steps and schedule "
+        "count those, so --amend cannot change config.input.batch_size. Begin a new run with "
+        "--config.init.checkpoint instead"
+    )
   values = changed[config_lib.RUNTIME] | changed[config_lib.RECIPE]
-  resolved = config_lib.from_json(run.read_config(), origin=str(run.config_path))
+  resolved = config_lib.from_json(info["resolved"], origin=str(run.info_path))
   resolved = config_lib.replace(resolved, {key: new for key, (_, new) in values.items()})
   return Continuation(resolved, info, values)
 
@@ -71,11 +77,20 @@ def is_complete(run, info: dict) -> bool:
   return (run.checkpoints / str(info["total_steps"]) / "manifest.json").exists()
 
 
-def check_same_data(run, info: dict, dataset) -> None:
-  """Raises ConfigError unless the data set is the one that the run was begun on."""
+def check_not_beyond(last_step: int | None, total_steps: int) -> None:
+  """Raises ConfigError when a run is amended to end before where it stands."""
+  if last_step is not None and last_step > total_steps:
+    raise ConfigError(
+        f"config.total is {total_steps} steps, but the run has done {last_step}: it can only be "
+        "made longer"
+    )
+
+
+def check_same_data(path, info: dict, dataset) -> None:
+  """Raises ConfigError unless the data set is the one that the run in `path` was begun on."""
   if info["fingerprint"] != dataset.fingerprint:
     raise ConfigError(
-        f"{run.path} was begun on other data: the fingerprint of {dataset.name} is "
+        f"{path} was begun on other data: the fingerprint of {dataset.name} is "
         f"{dataset.fingerprint[:12]}, was {info['fingerprint'][:12]}, so files, sizes or labels "
         "changed. Restore them, or choose another --workdir"
     )

@@ -6,6 +6,7 @@ them.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -21,7 +22,7 @@ from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.open import open_dataset
 from vit_jax.data.pipeline import train_batches
-from vit_jax.errors import NonFiniteError, Preempted
+from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_split, make_evaluator
 from vit_jax.load import load
 from vit_jax.models.flops import training_flops
@@ -43,7 +44,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
 
   Args:
     requested: a config from `config.load`.
-    workdir: the run's directory, local or gs://; the same command again continues it.
+    workdir: the run's directory; the same command again continues it.
     amend: whether recipe keys may differ from those the run was begun with.
 
   Raises:
@@ -51,69 +52,94 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     NonFiniteError: the loss or the parameters are no longer finite.
     Preempted: SIGTERM or Ctrl-C; the state is saved.
   """
-  # The run: begun, continued, or complete already.
-  run = RunDirectory(workdir)
-  continuation = resume.continue_or_begin(run, requested, amend=amend)
-  config, info = continuation.config, continuation.info
-  if info and not continuation.changed and resume.is_complete(run, info):
-    print(f"{run.path} is complete: {info['total_steps']} steps. Nothing to do.")
-    return
+  with contextlib.ExitStack() as stack:
+    # The run: begun, continued, or complete already.
+    run = RunDirectory(workdir)
+    continuation = resume.continue_or_begin(run, requested, amend=amend)
+    config, info = continuation.config, continuation.info
+    if info and not continuation.changed and resume.is_complete(run, info):
+      print(f"{run.path} is complete: {info['total_steps']} steps. Nothing to do.")
+      return
+    if jax.process_index() == 0:
+      stack.enter_context(run.lock())
 
-  # Data, and the weights to start from.
-  dataset = open_dataset(
-      config.input.dataset, path=config.input.path, held_out=config.input.held_out
-  )
-  split = evaluation_split(config, dataset)
-  for note in dataset.notes:
-    print(f"data: {note}")
-  pretrained = None
-  if info is None:
-    pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
-    config = resolve(config, checkpoint=pretrained, platform=jax.default_backend())
-  else:
-    resume.check_same_data(run, info, dataset)
+    # Data.
+    dataset = open_dataset(
+        config.input.dataset, path=config.input.path, held_out=config.input.held_out
+    )
+    split = evaluation_split(config, dataset)
+    for note in dataset.notes:
+      print(f"data: {note}")
+    if info:
+      resume.check_same_data(run.path, info, dataset)
 
-  # Mesh, steps, model, optimizer.
-  plan = make_plan(
-      config, examples=len(dataset.splits["train"]), num_classes=len(dataset.classes)
-  )
-  print(
-      f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
-      f"images, {len(dataset.classes)} classes\n{describe(plan)}"
-  )
+    # Where it stands, and the weights to start from when it stands nowhere yet.
+    best = config.checkpoint.best_metric and f"eval/{split}/{config.checkpoint.best_metric}"
+    checkpoints = stack.enter_context(
+        Checkpoints(run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best)
+    )
+    notes, last_step = checkpoints.recover() if info else ([], None)
+    pretrained = None
+    if config.init.checkpoint and last_step is None:
+      pretrained = load(info["init"] if info else config.init.checkpoint)
+      for line in pretrained.report:
+        print(f"init: {line}")
+    config = resolve(
+        config, checkpoint=None if info else pretrained, platform=jax.default_backend()
+    )
 
-  # The directory is written from here on.
-  best = config.checkpoint.best_metric and f"eval/{split}/{config.checkpoint.best_metric}"
-  checkpoints = Checkpoints(
-      run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best
-  )
-  notes, last_step = checkpoints.recover()
-  environment = resume.environment(plan.mesh)
-  for note in notes + resume.environment_changes(info, environment):
-    print(f"resume: {note}")
-  if jax.process_index() == 0:
-    run.write_config(config_lib.to_json(config))
-    run.write_info({
-        "requested": config_lib.to_json(requested),
-        "classes": list(dataset.classes),
-        "fingerprint": dataset.fingerprint,
-        "evaluation_split": split,
-        "best_metric": best,
-        "total_steps": plan.total_steps,
-        "environment": environment,
-    })
-    if continuation.changed:
-      run.append_history(resume.history_entry(last_step or 0, continuation.changed))
+    # Mesh, steps, model, optimizer.
+    plan = make_plan(
+        config, examples=len(dataset.splits["train"]), num_classes=len(dataset.classes)
+    )
+    resume.check_not_beyond(last_step, plan.total_steps)
+    transform = _train_transform(config)
+    print(
+        f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
+        f"images, {len(dataset.classes)} classes\n{describe(plan)}"
+    )
+    if best and split == "test":
+      print("data: there is no validation split: the best checkpoint is chosen on test")
 
-  # The state: new, from other weights, or restored; then the loop.
-  if last_step is None:
-    state, examples_seen = _begin(plan, pretrained), 0
-  else:
-    state, examples_seen = _restore(plan, checkpoints, last_step)
-  _loop(
-      plan, state, dataset, split,
-      examples_seen=examples_seen, run=run, checkpoints=checkpoints, first_step=last_step or 0,
-  )
+    # The directory is written from here on.
+    environment = resume.environment(plan.mesh)
+    for note in notes + resume.environment_changes(info, environment):
+      print(f"resume: {note}")
+    if jax.process_index() == 0:
+      if continuation.changed:
+        run.append_history(resume.history_entry(last_step or 0, continuation.changed))
+      run.write_info({
+          "requested": config_lib.to_json(requested),
+          "resolved": config_lib.to_json(config),
+          "init": info["init"] if info else pretrained and pretrained.ref,
+          "classes": list(dataset.classes),
+          "fingerprint": dataset.fingerprint,
+          "evaluation_split": split,
+          "best_metric": best,
+          "total_steps": plan.total_steps,
+          "environment": environment,
+      })
+      run.write_config(config_lib.to_json(config))
+
+    # The state: new, from other weights, or restored; then the loop.
+    if last_step is None:
+      state, examples_seen = _begin(plan, pretrained), 0
+    else:
+      state, examples_seen = _restore(plan, checkpoints, last_step)
+    bad = BadRecords()
+    _loop(
+        plan,
+        state,
+        batches=_train_input(plan, dataset.splits["train"], transform, examples_seen, bad),
+        evaluator=make_evaluator(
+            config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
+        ),
+        bad=bad,
+        run=run,
+        checkpoints=checkpoints,
+        first_step=last_step or 0,
+        examples_seen=examples_seen,
+    )
 
 
 def _begin(plan, pretrained) -> TrainState:
@@ -151,25 +177,24 @@ def _training_items(state: TrainState) -> dict:
   return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
 
 
-def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first_step) -> None:
+def _loop(
+    plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int
+) -> None:
   """Trains from `first_step` to the end; logs, evaluates and saves when due, in this order."""
   config, total = plan.config, plan.total_steps
-  bad = BadRecords()
-  batches = _train_input(plan, dataset.splits["train"], examples_seen, bad)
-  evaluator = make_evaluator(
-      config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
-  )
-  is_first = jax.process_index() == 0
-  writer = MetricsWriter(run.path, resume_step=first_step) if is_first else None
-  progress = Progress(total_steps=total, start_step=first_step)
-  throughput = _throughput(plan)
   pace = functools.partial(Pace, steps_in=plan.steps_in, total_steps=total)
   log, evaluation, save = map(
       pace, (config.log_every, config.evaluate.every, config.checkpoint.every)
   )
+  throughput = _throughput(plan)
   in_flight = collections.deque()
 
-  with StopSignal() as stop:
+  with contextlib.ExitStack() as stack:
+    writer = None
+    if jax.process_index() == 0:
+      writer = stack.enter_context(MetricsWriter(run.path, resume_step=first_step))
+    progress = stack.enter_context(Progress(total_steps=total, start_step=first_step))
+    stop = stack.enter_context(StopSignal())
     step, stopping = first_step, False
     while step < total and not stopping:
       asked = time.perf_counter()
@@ -183,44 +208,31 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
       if len(in_flight) > 2:  # the host may run two steps ahead, no further
         in_flight.popleft().block_until_ready()
 
-      stopping, measured = stop.at(step), {}
+      stopping, trained, evaluated = stop.at(step), {}, {}
       log_due, evaluation_due = log.due(step), evaluation.due(step)
       save_due = save.due(step) or stopping or (evaluation_due and config.checkpoint.best_metric)
       if log_due:
-        measured |= {f"train/{k}": v.item() for k, v in jax.device_get(values).items()}
-        measured["train/learning_rate"] = float(plan.schedule(step - 1))
-        measured["train/unreadable_images"] = bad.count
-        measured |= throughput.read()
-        progress.update(step, measured)
+        trained = {f"train/{name}": v.item() for name, v in jax.device_get(values).items()}
+        trained["train/learning_rate"] = float(plan.schedule(step - 1))
+        trained["train/unreadable_images"] = bad.count
+        trained |= throughput.read()
+        progress.update(step, trained)
+        _check_finite(step, trained["train/loss"], (), checkpoints)
         checkpoints.check()
       if evaluation_due:
-        evaluated = evaluator.run(state.params)
-        measured |= {f"eval/{split}/{name}": value for name, value in evaluated.items()}
-        progress.message(f"step {step}: {split} accuracy {evaluated['accuracy']:.2%}")
-      if measured and writer:
-        writer.write(step, measured)
+        measured = evaluator.run(state.params)
+        evaluated = {f"eval/{evaluator.name}/{k}": value for k, value in measured.items()}
+        progress.message(f"step {step}: {evaluator.name} accuracy {measured['accuracy']:.2%}")
+      if writer and (log_due or evaluation_due):
+        writer.write(step, trained | evaluated)
       if save_due:
-        _check_finite(step, values["loss"], state.params, run)
-        checkpoints.save(
-            step,
-            params=state.params,
-            training=_training_items(state),
-            meta={
-                "config": config_lib.to_json(config),
-                "examples_seen": examples_seen,
-                "metrics": {k: v for k, v in measured.items() if k.startswith("eval/")},
-                "versions": versions(),
-            },
-        )
+        _check_finite(step, values["loss"], state.params, checkpoints)
+        _save(checkpoints, step, state, config, examples_seen, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()
+    # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
+    checkpoints.wait()
 
-  # Nothing is done before the last checkpoint is safe.
-  checkpoints.wait()
-  checkpoints.close()
-  if writer:
-    writer.close()
-  progress.close()
   if step < total:
     raise Preempted(
         f"{stop.requested}: stopped at step {step} of {total}; the state is saved in {run.path} and "
@@ -229,7 +241,39 @@ def _loop(plan, state, dataset, split, *, examples_seen, run, checkpoints, first
   print(f"{run.path}: done, {total} steps")
 
 
-def _train_input(plan, source, examples_seen: int, bad):
+def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics) -> None:
+  """Begins to save a step in the background."""
+  begun = checkpoints.save(
+      step,
+      params=state.params,
+      training=_training_items(state),
+      meta={
+          "config": config_lib.to_json(config),
+          "examples_seen": examples_seen,
+          "metrics": metrics,
+          "versions": versions(),
+      },
+  )
+  if not begun:
+    raise CheckpointError(
+        f"step {step} is in {checkpoints.directory} already, though this run had not reached it: "
+        "move that directory away, or choose another --workdir"
+    )
+
+
+def _train_transform(config) -> TrainTransform:
+  """What happens to a training image on the host."""
+  return TrainTransform(
+      image_size=config.model.image_size,
+      crop=config.input.crop,
+      crop_min_area=config.input.crop_min_area,
+      crop_padding=config.input.crop_padding,
+      flip=config.input.flip,
+      exif_orientation=config.input.exif_orientation,
+  )
+
+
+def _train_input(plan, source, transform, examples_seen: int, bad):
   """Iterator of training batches on the devices, from a position in the data on."""
   config = plan.config
   shard, shards = mesh_lib.process_slice(plan.mesh)
@@ -240,19 +284,11 @@ def _train_input(plan, source, examples_seen: int, bad):
       start=examples_seen,
       shard=shard,
       shards=shards,
-      transform=TrainTransform(
-          image_size=config.model.image_size,
-          crop=config.input.crop,
-          crop_min_area=config.input.crop_min_area,
-          crop_padding=config.input.crop_padding,
-          flip=config.input.flip,
-          exif_orientation=config.input.exif_orientation,
-      ),
+      transform=transform,
       threads=config.input.threads,
       bad=bad,
   )
-  on_devices = (mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
-  return _one_ahead(on_devices)
+  return _one_ahead(mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
 
 
 def _one_ahead(batches):
@@ -273,11 +309,21 @@ def _throughput(plan) -> Throughput:
   )
 
 
-def _check_finite(step: int, loss, params, run) -> None:
-  """Nothing that is not finite is committed."""
-  if not all_finite((loss, params)):
-    raise NonFiniteError(
-        f"{run.path}: the loss or the parameters are not finite at step {step}; nothing was saved. "
-        "The last checkpoint is intact: lower config.optimizer.learning_rate, lengthen "
-        "config.schedule.warmup or set config.optimizer.clip_global_norm, and go on with --amend"
+def _check_finite(step: int, loss, params, checkpoints) -> None:
+  """Nothing that is not finite is trained on for long, or committed."""
+  if all_finite((loss, params)):
+    return
+  latest = checkpoints.latest()
+  advice = (
+      "begin again in another --workdir with a lower config.optimizer.learning_rate, a longer "
+      "config.schedule.warmup, or config.optimizer.clip_global_norm"
+  )
+  if latest is not None:
+    advice = (
+        f"step {latest} is intact: lower config.optimizer.learning_rate or set "
+        "config.optimizer.clip_global_norm, and add --amend to go on from there"
     )
+  raise NonFiniteError(
+      f"the loss or the parameters are not finite at step {step}, which was not saved in "
+      f"{checkpoints.directory}; {advice}"
+  )

@@ -41,8 +41,13 @@ class Classification:
 
   def run(self, params) -> dict[str, float]:
     """Returns accuracy in 0..1, mean loss in nats over readable images, and counts."""
-    counts = jax.device_get([self._count(params, batch) for batch in self._batches()])
-    correct, loss, readable = (sum(column.item() for column in c) for c in zip(*counts))
+    counts = []
+    for batch in self._batches():
+      counts.append(self._count(params, batch))
+      if len(counts) > 2:  # no more than this many batches wait on the device
+        jax.block_until_ready(counts[-3])
+    columns = zip(*jax.device_get(counts))
+    correct, loss, readable = (sum(value.item() for value in column) for column in columns)
     return {
         "accuracy": correct / self._examples,
         "loss": loss / max(1, readable),

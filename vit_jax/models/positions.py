@@ -18,8 +18,10 @@ def resize_position_embedding(table, *, patches_per_side: int, interpolation: st
     float32 `[1, patches_per_side ** 2 (+ 1), D]`.
 
   Raises:
-    ValueError: the table is not a square grid.
+    ValueError: the table is not a square grid, or no such interpolation.
   """
+  if interpolation not in INTERPOLATIONS:
+    raise ValueError(f"unknown interpolation {interpolation!r}; choose one of {INTERPOLATIONS}")
   table = np.asarray(table, np.float32)
   side = int(np.sqrt(table.shape[1]))
   prefix = table.shape[1] - side * side

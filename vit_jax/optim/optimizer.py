@@ -28,7 +28,7 @@ def make_optimizer(
   elif name == "sgd":
     scale = optax.trace(decay=momentum)
   else:
-    raise ValueError(f"unknown optimizer {name!r}")
+    raise ValueError(f"unknown optimizer {name!r}; choose one of {OPTIMIZERS}")
   chain = [optax.clip_by_global_norm(clip_global_norm)] if clip_global_norm else []
   chain.append(scale)
   if weight_decay:

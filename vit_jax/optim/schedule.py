@@ -28,7 +28,7 @@ def make_schedule(
   elif name == "constant":
     decay = optax.constant_schedule(learning_rate)
   else:
-    raise ValueError(f"unknown schedule {name!r}")
+    raise ValueError(f"unknown schedule {name!r}; choose one of {SCHEDULES}")
   if not warmup_steps:
     return decay
   warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
