@@ -1,8 +1,8 @@
 """Configs: unknown keys, exact types, durations, classes of keys, storage, recipes."""
 
-import os
 import ast
 import json
+import os
 import pathlib
 import re
 
