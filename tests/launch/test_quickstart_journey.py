@@ -48,7 +48,7 @@ def attempts(directory) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.torch
 def test_the_journey(tmp_path, environment):
-  directory = tmp_path / "quick start"
+  directory = tmp_path / "quick start@home"
 
   assert interrupt_once_it_trains(directory, environment) == 75
   assert len(attempts(directory)) == 1
