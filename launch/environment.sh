@@ -20,7 +20,7 @@ activate_environment() {
 }
 
 install_vit_jax() {
-  local extras=$1 installed version kept
+  local extras=$1 installed version
   activate_environment
   if [[ -z ${VIRTUAL_ENV:-} ]]; then
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -38,8 +38,8 @@ install_vit_jax() {
     return
   fi
   echo "installing vit_jax[$extras] with the tested versions into $VIRTUAL_ENV"
-  kept=$(grep -s "^$version " "$installed" || true)
-  echo "$kept" >"$installed"
+  grep -s "^$version " "$installed" >"$installed.new" || true
+  mv "$installed.new" "$installed"
   python -m pip install --quiet --disable-pip-version-check \
     --constraint "$repository/constraints.txt" --editable "${repository}[$extras]" || return
   echo "$version [$extras]" >>"$installed"
