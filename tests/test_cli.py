@@ -100,3 +100,9 @@ def test_an_installed_wheel_finds_its_recipes(tmp_path):
   ).stdout
   where, total = json.loads(shown)
   assert where.startswith(str(site)) and total == config.load("quickstart").total
+
+
+def test_a_reader_that_leaves_is_no_error():
+  listing = f"{sys.executable} -m vit_jax configs --keys | true"
+  done = subprocess.run(["bash", "-o", "pipefail", "-c", listing], capture_output=True, text=True)
+  assert done.returncode == 0 and not done.stderr

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 import logging
+import os
 import sys
 import textwrap
 import traceback
@@ -28,8 +29,12 @@ def main(argv: list[str] | None = None) -> None:
   try:
     arguments, overrides = _parse([a for a in argv if a != "--debug"])
     code = arguments.run(arguments, overrides)
+    sys.stdout.flush()
   except VitJaxError as error:
     code = _say(str(error), error.exit_code, debug)
+  except BrokenPipeError:  # whoever read our output, such as `head`, has left
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 0
   except OSError as error:
     code = _say(f"{error}. Mend that and repeat the command", CheckpointError.exit_code, debug)
   except Exception as error:  # what nobody foresaw
