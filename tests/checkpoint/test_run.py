@@ -32,7 +32,7 @@ def test_what_a_run_writes_it_reads(tmp_path):
   run.append_history({"step": 1})
   run.append_history({"step": 2})
   assert run.exists()
-  assert run.read_config() == {"seed": 2} and run.read_info() == INFO
+  assert json.loads(run.config_path.read_text()) == {"seed": 2} and run.read_info() == INFO
   history = run.history_path.read_text().splitlines()
   assert [json.loads(line)["step"] for line in history] == [1, 2]
   names = {path.name for path in run.path.iterdir()}

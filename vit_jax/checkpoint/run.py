@@ -111,10 +111,6 @@ class RunDirectory:
     finally:
       os.close(descriptor)
 
-  def read_config(self) -> dict:
-    """The content of config.json; CheckpointError where it is missing or damaged."""
-    return _read(self.config_path)
-
   def write_config(self, config: dict) -> None:
     """Replaces config.json."""
     _write(self.config_path, config)
