@@ -128,7 +128,11 @@ def test_an_int_becomes_a_float_where_one_is_due(key):
 MAY_BE_NONE = {
     "model.variant", "model.width", "model.depth", "model.mlp_dim", "model.num_heads",
     "model.patch_size", "model.image_size", "model.pooling", "model.gelu", "model.dtype",
-    "input.exif_orientation",
+    "input.exif_orientation", "model.class_token", "model.distillation_token",
+    "model.distillation_head", "model.register_tokens", "model.mask_token",
+    "model.norm_after_pooling", "model.position_embedding", "model.class_token_position",
+    "model.position_interpolation", "model.qkv_bias", "model.qk_norm", "model.layer_scale",
+    "model.mlp",
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",

@@ -72,10 +72,38 @@ FIELDS = {
     "model.num_heads": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
     "model.patch_size": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
     "model.image_size": Field(None, IDENTITY, "side in pixels [224]", int, minimum=1),
+    "model.class_token": Field(None, IDENTITY, "prepend one [where pooling is cls]", bool),
+    "model.distillation_token": Field(None, IDENTITY, "prepend a second, DeiT's [False]", bool),
+    "model.distillation_head": Field(None, IDENTITY, "a second classifier on it [False]", bool),
+    "model.register_tokens": Field(None, IDENTITY, "further tokens [0]", int, minimum=0),
+    "model.mask_token": Field(None, IDENTITY, "for masked patches [False]", bool),
     "model.pooling": Field(
-        None, IDENTITY, "class token or mean over patches [cls]", str, choices=("cls", "gap")
+        None, IDENTITY, "class token, mean over patches or attention pooling [cls]", str,
+        choices=("cls", "gap", "map"),
+    ),
+    "model.norm_after_pooling": Field(
+        None, IDENTITY, "norm the mean of the patches instead of each [False]", bool
     ),
     "model.pre_logits": Field(False, IDENTITY, "dense layer with tanh before the head"),
+    "model.position_embedding": Field(
+        None, IDENTITY, "learned, or fixed as big_vision's or MAE's [learned]", str,
+        choices=("learned", "sincos2d", "sincos2d_mae"),
+    ),
+    "model.class_token_position": Field(
+        None, IDENTITY, "learned positions cover class and distillation token [True]", bool
+    ),
+    "model.position_interpolation": Field(
+        None, IDENTITY, "of positions at another image size [bicubic]", str,
+        choices=("bicubic", "bilinear", "bicubic_antialias", "bilinear_antialias"),
+    ),
+    "model.qkv_bias": Field(None, IDENTITY, "biases of query, key and value [True]", bool),
+    "model.qk_norm": Field(None, IDENTITY, "layer norm of queries and keys [False]", bool),
+    "model.layer_scale": Field(
+        None, IDENTITY, "initial value of LayerScale [off]", float, minimum=0
+    ),
+    "model.mlp": Field(
+        None, IDENTITY, "the MLP's kind [gelu]", str, choices=("gelu", "swiglu")
+    ),
     "model.gelu": Field(
         None, IDENTITY, "tanh approximation or exact erf [tanh]", str, choices=("tanh", "erf")
     ),
@@ -83,8 +111,14 @@ FIELDS = {
         None, IDENTITY, "of every layer norm [1e-6]", float, minimum=0
     ),
     "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0, maximum=0.99),
+    "model.attention_dropout": Field(
+        0.0, RECIPE, "rate on attention weights", minimum=0, maximum=0.99
+    ),
     "model.stochastic_depth": Field(
-        0.0, RECIPE, "of the last block, from 0 linearly", minimum=0, maximum=0.99
+        0.0, RECIPE, "rate of the last block", minimum=0, maximum=0.99
+    ),
+    "model.stochastic_depth_schedule": Field(
+        "linear", RECIPE, "over the blocks, from 0 or constant", choices=("linear", "constant")
     ),
     "model.dtype": Field(
         None, RECIPE, "of the computation [bfloat16, on a CPU float32]", str,
@@ -146,9 +180,6 @@ FIELDS = {
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
     "init.checkpoint": Field(
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
-    ),
-    "init.position_interpolation": Field(
-        "bicubic", IDENTITY, "of position embeddings", choices=("bicubic", "bilinear")
     ),
     "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
     "evaluate.split": Field(None, RUNTIME, "[validation where it exists, else test]", str),

@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from vit_jax import config as config_lib
 from vit_jax import resolve
 from vit_jax.checkpoint.manager import Checkpoints
@@ -15,8 +17,8 @@ from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import huggingface
-from vit_jax.models.positions import resize_position_embedding
-from vit_jax.models.vit import ViT
+from vit_jax.models.positions import grid, resize_position_embedding
+from vit_jax.models.vit import DEFAULTS, ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +57,18 @@ class Checkpoint:
     return iter((self.model, self.params))
 
 
-def load(ref: str, *, dtype: str | None = None, image_size: int | None = None) -> Checkpoint:
+def load(
+    ref: str, *, dtype: str | None = None, image_size=None, num_classes: int | None = None
+) -> Checkpoint:
   """Loads a checkpoint.
 
   Args:
     ref: see the module.
     dtype: of the computation, "float32" or "bfloat16"; None for the checkpoint's own.
-    image_size: position embeddings are resampled to it; None for the checkpoint's own.
+    image_size: the side in pixels, or (height, width); position embeddings are resampled to it.
+      None for the checkpoint's own.
+    num_classes: of the head; another number than the checkpoint's makes a new head of zeros, 0
+      leaves it out.  None for the checkpoint's own.
 
   Raises:
     CheckpointError: nothing there, or not readable; the text says what was looked for.
@@ -84,6 +91,8 @@ def load(ref: str, *, dtype: str | None = None, image_size: int | None = None) -
   if dtype is not None:
     model_config = checkpoint.model_config | {"dtype": dtype}
     checkpoint = dataclasses.replace(checkpoint, model_config=model_config)
+  if num_classes is not None:
+    checkpoint = with_classes(checkpoint, num_classes)
   return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
 
 
@@ -96,36 +105,82 @@ def split_ref(ref: str) -> tuple[pathlib.Path, str]:
   return pathlib.Path(os.path.abspath(os.path.expanduser(path))), which
 
 
-def at_image_size(
-    checkpoint: Checkpoint, image_size: int, *, interpolation: str = "bicubic"
-) -> Checkpoint:
+def at_image_size(checkpoint: Checkpoint, image_size, *, interpolation: str | None = None):
   """Returns the checkpoint for images of another size, its position embeddings resampled.
+
+  Args:
+    image_size: the side in pixels, or (height, width).
+    interpolation: of the positions; None for the checkpoint's own `position_interpolation`.
 
   Raises:
     ConfigError: the size is not a multiple of the patch size.
   """
-  if image_size == checkpoint.model_config["image_size"]:
+  model = DEFAULTS | checkpoint.model_config
+  if image_size == model["image_size"]:
     return checkpoint
-  patch = checkpoint.model_config["patch_size"]
-  if image_size <= 0 or image_size % patch:
-    raise ConfigError(
-        f"{checkpoint.ref} has patches of {patch} pixels: image size {image_size} is not a multiple"
+  try:
+    new_grid = grid(image_size, model["patch_size"])
+  except ValueError as error:
+    raise ConfigError(f"{checkpoint.ref}: {error}") from error
+  params = checkpoint.params
+  if "position_embedding" in params:
+    table = resize_position_embedding(
+        params["position_embedding"],
+        old_grid=grid(model["image_size"], model["patch_size"]),
+        new_grid=new_grid,
+        interpolation=interpolation or model["position_interpolation"],
     )
-  model_config = checkpoint.model_config | {"image_size": image_size}
-  table = resize_position_embedding(
-      checkpoint.params["position_embedding"],
-      patches_per_side=image_size // model_config["patch_size"],
-      interpolation=interpolation,
-  )
-  scale = image_size / checkpoint.model_config["image_size"]
-  preprocessing = checkpoint.preprocessing | {"image_size": image_size}
+    params = params | {"position_embedding": table}
+  preprocessing = dict(checkpoint.preprocessing)
   if preprocessing.get("short_side"):
-    preprocessing["short_side"] = round(preprocessing["short_side"] * scale)
+    scale = min(_sides(image_size)) / min(_sides(preprocessing["image_size"]))
+    preprocessing["short_side"] = max(
+        round(preprocessing["short_side"] * scale), *_sides(image_size)
+    )
+  preprocessing["image_size"] = image_size
   return dataclasses.replace(
       checkpoint,
-      model_config=model_config,
-      params=checkpoint.params | {"position_embedding": table},
+      model_config=checkpoint.model_config | {"image_size": image_size},
+      params=params,
       preprocessing=preprocessing,
+  )
+
+
+def _sides(image_size) -> tuple[int, int]:
+  return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+
+
+def with_classes(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
+  """Returns the checkpoint with a head of so many classes: its own, or a new one of zeros.
+
+  Raises:
+    ConfigError: a model whose answer is not a pooled feature takes no head.
+  """
+  model = DEFAULTS | checkpoint.model_config
+  if num_classes == model["num_classes"]:
+    return checkpoint
+  if num_classes < 0 or (num_classes and model["pooling"] == "none"):
+    raise ConfigError(
+        f"{checkpoint.ref}: num_classes={num_classes} is not possible: "
+        + ("it must not be negative" if num_classes < 0 else 'pooling "none" leaves no feature')
+    )
+  heads = ("head", "distillation_head")
+  params = {k: v for k, v in checkpoint.params.items() if k not in heads}
+  model |= {"num_classes": num_classes}
+  if not num_classes:
+    model |= {"distillation_head": False}
+    said = f"the head of {checkpoint.model_config['num_classes']} classes is left out"
+  else:
+    had = checkpoint.model_config["num_classes"]
+    said = f"a new head of {num_classes} classes, all zero" + (f", replaces that of {had}" if had else "")
+    for name in heads[: 1 + model["distillation_head"]]:
+      params[name] = {
+          "kernel": np.zeros((model["width"], num_classes), np.float32),
+          "bias": np.zeros((num_classes,), np.float32),
+      }
+  return dataclasses.replace(
+      checkpoint, model_config=checkpoint.model_config | model, params=params, labels=None,
+      report=checkpoint.report + (said,),
   )
 
 

@@ -4,18 +4,30 @@ by defaults.
 The result is written into the run, so that resuming and loading it need neither again.
 """
 
+import types
+
 from vit_jax import config as config_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models.variants import variant_shape
+from vit_jax.models.vit import DEFAULTS, DESCRIPTION, check
 
-_MODEL_DEFAULTS = {"image_size": 224, "pooling": "cls", "gelu": "tanh", "layer_norm_epsilon": 1e-6}
+# What a config says of its model; the number of classes is the data set's, and an objective adds
+# its own decoder.
+_MODEL = tuple(name for name in DESCRIPTION if name not in ("num_classes", "pixel_decoder"))
 _INPUT_DEFAULTS = {
     "resize": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
     "exif_orientation": True,
 }
 _SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
-# The checkpoint's weights mean nothing under another value of these.
-_FIXED_BY_CHECKPOINT = _SHAPE + ("pooling", "gelu", "layer_norm_epsilon")
+# A checkpoint's weights go with any value of these; under another value of the rest they mean
+# nothing.
+_FREE = (
+    "image_size", "position_interpolation", "pooling", "norm_after_pooling", "pre_logits",
+    "distillation_head", "mask_token",
+)
+_FIXED_BY_CHECKPOINT = tuple(name for name in _MODEL if name not in _FREE)
+# Heads belong to the task that a checkpoint was trained on, a run has its own.
+_NOT_INHERITED = ("pre_logits", "distillation_head", "mask_token")
 
 
 def resolve(config, *, checkpoint, platform: str):
@@ -41,11 +53,12 @@ def resolve(config, *, checkpoint, platform: str):
 
 def model_arguments(config, *, num_classes: int) -> dict:
   """Returns the attributes of `models.vit.ViT` that a resolved config describes."""
-  names = _SHAPE + (
-      "image_size", "pooling", "pre_logits", "gelu", "layer_norm_epsilon", "dropout",
-      "stochastic_depth", "dtype", "scan", "attention",
+  names = _MODEL + (
+      "dropout", "attention_dropout", "stochastic_depth", "stochastic_depth_schedule", "dtype",
+      "scan", "attention",
   )
-  return {name: config.model[name] for name in names} | {"num_classes": num_classes}
+  given = {name: config.model[name] for name in names if config.model[name] is not None}
+  return _open_defaults(given) | given | {"num_classes": num_classes}
 
 
 def preprocessing(config) -> dict:
@@ -63,27 +76,47 @@ def _resolve_model(model, checkpoint) -> dict:
       given = variant_shape(model.variant or "S/16")
     except ValueError as error:
       raise ConfigError(f"config.model.variant: {error}") from error
-  given |= {k: model[k] for k in _SHAPE + tuple(_MODEL_DEFAULTS) if model[k] is not None}
-  theirs = checkpoint.model_config if checkpoint else {}
+  given |= {k: model[k] for k in _MODEL if model[k] is not None}
+  theirs = DEFAULTS | checkpoint.model_config if checkpoint else {}
   for key in _FIXED_BY_CHECKPOINT:
-    if key in theirs and given.get(key, theirs[key]) != theirs[key]:
+    if checkpoint and given.get(key, theirs[key]) != theirs[key]:
       raise ConfigError(
           f"config.model.{key} is {given[key]!r}, but {checkpoint.ref} has "
           f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
       )
-  kept = {k: theirs[k] for k in _FIXED_BY_CHECKPOINT + ("image_size",) if k in theirs}
-  shape = _MODEL_DEFAULTS | kept | given
-  if shape["image_size"] % shape["patch_size"]:
-    near = max(1, round(shape["image_size"] / shape["patch_size"])) * shape["patch_size"]
+  kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in _NOT_INHERITED}
+  if kept.get("pooling") == "none":  # of masked pre-training
+    kept["pooling"] = "cls" if kept["class_token"] else "gap"
+  if given.get("pooling", kept.get("pooling")) != "gap":
+    kept.pop("norm_after_pooling", None)
+  shape = _open_defaults(given) | kept | given
+  side = shape["image_size"]
+  if not isinstance(side, int):
     raise ConfigError(
-        f"config.model.image_size {shape['image_size']} is not a multiple of the patch size "
+        f"{checkpoint.ref} is for images of {side[0]} x {side[1]} pixels: set "
+        "config.model.image_size, the side of the squares that training takes"
+    )
+  if side % shape["patch_size"]:
+    near = max(1, round(side / shape["patch_size"])) * shape["patch_size"]
+    raise ConfigError(
+        f"config.model.image_size {side} is not a multiple of the patch size "
         f"{shape['patch_size']}; the nearest that is: {near}"
     )
-  if shape["width"] % shape["num_heads"]:
-    raise ConfigError(
-        f"config.model.width {shape['width']} is not a multiple of num_heads {shape['num_heads']}"
-    )
+  try:
+    # A head of one class stands for that of the data set.
+    check(types.SimpleNamespace(**shape, num_classes=1, pixel_decoder=False))
+  except ValueError as error:
+    raise ConfigError(f"config.model: {error}") from error
   return shape
+
+
+def _open_defaults(given: dict) -> dict:
+  """Values of the keys that neither config nor checkpoint decides."""
+  pooling = given.get("pooling", "cls")
+  return {
+      **{key: DEFAULTS[key] for key in _MODEL if key in DEFAULTS},
+      "image_size": 224, "pooling": pooling, "class_token": pooling == "cls",
+  }
 
 
 def _resolve_input(inputs, image_size: int, checkpoint) -> dict:

@@ -151,7 +151,7 @@ def _begin(plan, pretrained) -> TrainState:
       state,
       pretrained,
       image_size=plan.config.model.image_size,
-      interpolation=plan.config.init.position_interpolation,
+      interpolation=plan.config.model.position_interpolation,
   )
   print(said)
   return state

@@ -9,7 +9,9 @@ from vit_jax.load import Checkpoint, at_image_size
 from vit_jax.parallel.sharding import path_name
 
 # Fine-tuning removes the whole pre-training head (ViT, section 3.2); the new one starts at zero.
-_NEW = ("head/", "pre_logits/")
+_NEW = ("head/", "pre_logits/", "distillation_head/")
+# Parts of pre-training that a run may lack, or have while the checkpoint does not.
+_OPTIONAL = ("mask_token", "pixel_decoder/", "map_head/")
 
 
 def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation: str):
@@ -37,6 +39,9 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
       new.append(name)
       return leaf
     array = theirs.pop(name, None)
+    if array is None and name.startswith(_OPTIONAL):
+      new.append(name)
+      return leaf
     if array is None or array.shape != leaf.shape:
       found = "missing" if array is None else f"of shape {array.shape}"
       problems.append(f"{name} {leaf.shape} is {found}")
@@ -44,12 +49,16 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
     return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
-  problems += [f"{name} is not part of the model" for name in theirs]
+  left = sorted({name.partition("/")[0] for name in theirs if name.startswith(_OPTIONAL)})
+  problems += [
+      f"{name} is not part of the model" for name in theirs if not name.startswith(_OPTIONAL)
+  ]
   if problems:
     raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
   before = checkpoint.model_config["image_size"]
   resampled = f", positions resampled ({interpolation})" if before != image_size else ""
   said = (
       f"init: weights from {before} px to {image_size} px{resampled}; new: {', '.join(new)}"
+      + (f"; left out: {', '.join(left)}" if left else "")
   )
   return dataclasses.replace(state, params=params), said

@@ -56,7 +56,7 @@ def padded(spec, ndim):
     [
         {},
         {"optimizer": "sgd"},
-        {"pooling": "gap", "pre_logits": True},
+        {"pooling": "gap", "class_token": False, "pre_logits": True},
         {"num_classes": 0},
     ],
     ids=str,

@@ -1,39 +1,90 @@
-"""Position embeddings of one image size, resampled to another."""
+"""Position embeddings: the fixed ones, and a learned table resampled to another grid of patches.
 
+A grid is (rows, columns) of patches; tables are row-major.
+"""
+
+import jax.numpy as jnp
 import numpy as np
 
 
-def resize_position_embedding(table, *, patches_per_side: int, interpolation: str):
+def grid(image_size, patch_size: int) -> tuple[int, int]:
+  """Returns (rows, columns) of patches.
+
+  Args:
+    image_size: the side in pixels, or (height, width).
+
+  Raises:
+    ValueError: not positive, or not a multiple of the patch size.
+  """
+  sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  if len(sides) != 2 or any(side < 1 or side % patch_size for side in sides):
+    raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
+  return sides[0] // patch_size, sides[1] // patch_size
+
+
+def sincos2d(kind: str, rows: int, columns: int, width: int):
+  """Fixed sine and cosine embeddings of the patches' coordinates.
+
+  Args:
+    kind: "sincos2d" as big_vision (`models/vit.py`, posemb_sincos_2d): frequencies
+      10000^-(k / (D/4 - 1)); or "sincos2d_mae" as MAE (`util/pos_embed.py`): 10000^-(k / (D/4)).
+      Both lay out sin x, cos x, sin y, cos y, a quarter of the width each.
+
+  Returns:
+    float32 `[rows * columns, width]`.
+
+  Raises:
+    ValueError: the width is not a multiple of 4, or no such kind.
+  """
+  if kind not in ("sincos2d", "sincos2d_mae"):
+    raise ValueError(f"unknown fixed position embedding {kind!r}")
+  if width % 4:
+    raise ValueError(f"{kind} needs a width that is a multiple of 4, not {width}")
+  steps = width // 4 - 1 if kind == "sincos2d" else width // 4
+  frequencies = 10000.0 ** (-np.arange(width // 4) / max(steps, 1))
+  y, x = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:rows, :columns])
+  return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def resize_position_embedding(table, *, old_grid, new_grid, interpolation: str):
   """Resamples a learned table of positions in 2-D.
 
   Args:
-    table: float `[1, n * n (+ 1), D]`; a first row beyond a square number is the class token's and
-      stays as it is.
-    patches_per_side: side of the new grid.
-    interpolation: "bicubic" as PyTorch's and Hugging Face's `interpolate_pos_encoding` (a = -0.75,
-      pixel centres, no antialias), or "bilinear" with aligned corners, as `scipy.ndimage.zoom`
-      in google-research/vision_transformer.
+    table: float `[1, T + rows * columns of old_grid, D]`, NumPy or (when traced) jax; the first T
+      rows belong to class and distillation token and stay as they are.
+    old_grid, new_grid: (rows, columns).
+    interpolation:
+      "bicubic", Hugging Face's `interpolate_pos_encoding`: PyTorch's a = -0.75, pixel centres;
+      "bilinear", google-research/vision_transformer: `scipy.ndimage.zoom`, corners aligned;
+      "bicubic_antialias", timm's `resample_abs_pos_embed`: PyTorch's antialias=True, a = -0.5;
+      "bilinear_antialias", SigLIP 2's.
 
   Returns:
-    float32 `[1, patches_per_side ** 2 (+ 1), D]`.
+    float32 `[1, T + rows * columns of new_grid, D]`.
 
   Raises:
-    ValueError: the table is not a square grid, or no such interpolation.
+    ValueError: the table is not of the old grid, or no such interpolation.
   """
   if interpolation not in INTERPOLATIONS:
     raise ValueError(f"unknown interpolation {interpolation!r}; choose one of {INTERPOLATIONS}")
-  table = np.asarray(table, np.float32)
-  side = int(np.sqrt(table.shape[1]))
-  prefix = table.shape[1] - side * side
-  if prefix not in (0, 1):
-    raise ValueError(f"{table.shape[1]} positions are neither n*n nor n*n + 1")
-  if side == patches_per_side:
+  old_grid, new_grid = tuple(old_grid), tuple(new_grid)
+  prefix = table.shape[1] - old_grid[0] * old_grid[1]
+  if prefix not in (0, 1, 2):
+    raise ValueError(f"{table.shape[1]} positions are not those of {old_grid} patches")
+  if old_grid == new_grid:
     return table
-  weights = _WEIGHTS[interpolation](side, patches_per_side)
-  grid = table[:, prefix:].reshape(side, side, -1)
-  grid = np.einsum("ai,bj,ijd->abd", weights, weights, grid.astype(np.float64), optimize=True)
-  grid = grid.reshape(1, patches_per_side**2, -1).astype(np.float32)
-  return np.concatenate([table[:, :prefix], grid], axis=1)
+  vertical, horizontal = (
+      _WEIGHTS[interpolation](old, new) for old, new in zip(old_grid, new_grid)
+  )
+  patches = table[:, prefix:].reshape(*old_grid, -1)
+  if isinstance(table, np.ndarray):
+    patches = np.einsum("ai,bj,ijd->abd", vertical, horizontal, patches, optimize=True)
+    new = patches.astype(np.float32)
+  else:
+    vertical, horizontal = (jnp.asarray(w, jnp.float32) for w in (vertical, horizontal))
+    new = jnp.einsum("ai,bj,ijd->abd", vertical, horizontal, patches, precision="highest")
+  join = np.concatenate if isinstance(table, np.ndarray) else jnp.concatenate
+  return join([table[:, :prefix], new.reshape(1, -1, table.shape[-1])], axis=1)
 
 
 def _aligned_bilinear(old: int, new: int):
@@ -42,20 +93,42 @@ def _aligned_bilinear(old: int, new: int):
   return np.maximum(0.0, 1.0 - np.abs(where[:, None] - np.arange(old)[None]))
 
 
+def _cubic(distance, a: float):
+  """The kernel of cubic convolution (Keys 1981)."""
+  near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+  far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+  return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
 def _torch_bicubic(old: int, new: int):
-  """Weights `[new, old]` of cubic convolution (Keys 1981, a = -0.75), the border repeated."""
-  a = -0.75
+  """Weights `[new, old]` of cubic convolution with a = -0.75, the border repeated."""
   where = (np.arange(new) + 0.5) * (old / new) - 0.5
   first = np.floor(where).astype(int)
   weights = np.zeros((new, old))
   for tap in range(-1, 3):
     distance = np.abs(where - (first + tap))
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
     column = np.clip(first + tap, 0, old - 1)
-    np.add.at(weights, (np.arange(new), column), np.where(distance <= 1, near, far))
+    np.add.at(weights, (np.arange(new), column), _cubic(distance, -0.75))
   return weights
 
 
-_WEIGHTS = {"bilinear": _aligned_bilinear, "bicubic": _torch_bicubic}
+def _antialiased(kernel):
+  """Weights `[new, old]` of a kernel widened when shrinking, normalised inside of the border."""
+
+  def weights(old: int, new: int):
+    scale = old / new
+    centre = (np.arange(new)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(old)[None] + 0.5 - centre) / max(scale, 1.0)
+    found = kernel(distance)
+    return found / found.sum(axis=1, keepdims=True)
+
+  return weights
+
+
+_WEIGHTS = {
+    "bicubic": _torch_bicubic,
+    "bilinear": _aligned_bilinear,
+    "bicubic_antialias": _antialiased(lambda distance: _cubic(distance, -0.5)),
+    "bilinear_antialias": _antialiased(lambda distance: np.maximum(0.0, 1.0 - distance)),
+}
 INTERPOLATIONS = tuple(_WEIGHTS)

@@ -1,0 +1,163 @@
+"""Tensors on both sides: a table of somebody's names, shapes and layouts beside our tree.
+
+A format is a function from a model description to such a table; one table serves reading and
+writing.
+"""
+
+import dataclasses
+from typing import Mapping, Sequence
+
+import numpy as np
+
+from vit_jax.errors import CheckpointError
+from vit_jax.models.vit import param_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """One tensor of a file and where it lies in our tree.
+
+  Attributes:
+    name: in the file.
+    shape: in the file.
+    paths: leaves of our tree, concatenated along the file's first axis (fused query, key and
+      value); nearly always one.
+    layer: index along the leaves' leading depth axis, None for a whole leaf.
+    layout: how the axes relate, of each leaf to its share of the tensor: "same" up to a reshape,
+      "matrix" (PyTorch's [out, in] against our kernel [*in, *out], the two flattened),
+      "convolution" (PyTorch's out, in, height, width against ours height, width, in, out).
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  paths: tuple[tuple[str, ...], ...]
+  layer: int | None = None
+  layout: str = "same"
+
+  def to_disk(self, params: Mapping) -> np.ndarray:
+    """Takes this tensor from our tree: shape `shape`, any memory order."""
+    share = (self.shape[0] // len(self.paths), *self.shape[1:]) if self.shape else ()
+    parts = []
+    for path in self.paths:
+      leaf = np.asarray(take(params, path))
+      leaf = leaf if self.layer is None else leaf[self.layer]
+      if self.layout == "convolution":
+        parts.append(leaf.transpose(3, 2, 0, 1))
+      elif self.layout == "matrix":
+        parts.append(leaf.reshape(-1, share[0]).T.reshape(share))
+      else:
+        parts.append(leaf.reshape(share))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+  def into(self, params: Mapping, values: np.ndarray) -> None:
+    """Copies values of shape `shape` into the leaves of our tree."""
+    parts = np.split(values, len(self.paths)) if len(self.paths) > 1 else [values]
+    for path, part in zip(self.paths, parts):
+      leaf = take(params, path)
+      target = leaf if self.layer is None else leaf[self.layer]
+      if self.layout == "convolution":
+        target[...] = part.transpose(2, 3, 1, 0)
+      elif self.layout == "matrix":
+        target[...] = part.reshape(part.shape[0], -1).T.reshape(target.shape)
+      else:
+        target[...] = part.reshape(target.shape)
+
+
+def read_params(model: Mapping, table: Sequence[Tensor], source, stored: Mapping[str, str]) -> dict:
+  """Fills our tree from a file, having compared every name and shape.
+
+  Args:
+    model: the description.
+    table: the tensors that the file must hold; leaves that it does not name become zero.
+    source: has `path`, `shapes` (by name in the file) and `read(name)`.
+    stored: names as in the table to names in the file.
+
+  Returns:
+    Nested dict of float32 arrays, every leaf of the model.
+
+  Raises:
+    CheckpointError: tensors missing, unexpected or misshapen, all listed by name.
+  """
+  expected = {tensor.name: tensor for tensor in table}
+  found = {name: tuple(source.shapes[key]) for name, key in stored.items()}
+  wrong = faults(
+      missing=[name for name in expected if name not in found],
+      unexpected=[stored[name] for name in found if name not in expected],
+      misshapen=[
+          f"{stored[name]} is {found[name]} instead of {tensor.shape}"
+          for name, tensor in expected.items() if name in found and found[name] != tensor.shape
+      ],
+  )
+  if wrong:
+    raise CheckpointError(
+        f"{source.path} does not hold the model that it is said to be. {wrong} Copy it again "
+        "from its source, or correct the description beside it."
+    )
+  params = {}
+  written = {path for tensor in table for path in tensor.paths}
+  for path, shape in param_shapes(model).items():
+    put(params, path, (np.empty if path in written else np.zeros)(shape, np.float32))
+  for tensor in table:
+    tensor.into(params, source.read(stored[tensor.name]))
+  return params
+
+
+def check_params(model: Mapping, params: Mapping) -> None:
+  """Holds that parameters are those of their model, before anything is written.
+
+  Raises:
+    CheckpointError: leaves missing, unexpected or misshapen, all listed by path.
+  """
+  expected = param_shapes(model)
+  found = {path: tuple(np.shape(leaf)) for path, leaf in leaves(params)}
+  wrong = faults(
+      missing=["/".join(path) for path in expected if path not in found],
+      unexpected=["/".join(path) for path in found if path not in expected],
+      misshapen=[
+          f"{'/'.join(path)} is {found[path]} instead of {shape}"
+          for path, shape in expected.items() if path in found and found[path] != shape
+      ],
+  )
+  if wrong:
+    raise CheckpointError(
+        "The parameters are not those of the model they came with, so nothing was written. "
+        f"{wrong}"
+    )
+
+
+def faults(**names) -> str:
+  """"Missing (2): a, b. Unexpected (1): c." of the lists that are not empty."""
+  return " ".join(
+      f"{kind.capitalize()} ({len(found)}): {first_ten(found)}."
+      for kind, found in names.items() if found
+  )
+
+
+def first_ten(names) -> str:
+  """Joins names by commas; of more than ten the rest is a count."""
+  names = list(names)
+  rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
+  return ", ".join(names[:10]) + rest
+
+
+def take(tree: Mapping, path: tuple[str, ...]):
+  """The leaf at `path` of a nested dict."""
+  for key in path:
+    tree = tree[key]
+  return tree
+
+
+def put(tree: dict, path: tuple[str, ...], leaf) -> None:
+  """Sets the leaf at `path`, making the dicts on the way."""
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = leaf
+
+
+def leaves(tree: Mapping, path: tuple[str, ...] = ()):
+  """Yields (path, leaf) of a nested dict."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from leaves(value, (*path, key))
+    else:
+      yield (*path, key), value
