@@ -31,8 +31,9 @@ classify = pipeline("image-classification", model="{step.path}")
 print(classify("photo.jpg"))
 """
     return f"With transformers:\n\n{_python(code)}"
-  # Without it, ViTModel makes a pooler of random weights where the files have none.
-  plain = card.architecture == "ViTModel" and not card.model["pre_logits"]
+  # Without it, these make a pooler of random weights where the files have none.
+  pooled = card.architecture in ("ViTModel", "DeiTModel")
+  plain = pooled and not card.model["pre_logits"]
   options = ", add_pooling_layer=False" if plain else ""
   masked = "MaskedImageModeling" in card.architecture
   answer = "reconstruction" if masked else "last_hidden_state"
@@ -74,8 +75,8 @@ import timm
 model = timm.create_model("local-dir:{directory}", pretrained=True).eval()
 """
   return (
-      f"With timm, whose files have other names: `pip install vit_jax`, then\n\n```bash\n{shell}\n"
-      f"```\n\n{_python(code)}"
+      f"With timm, whose files have other names, converted by vit_jax:\n\n```bash\n{shell}\n```\n\n"
+      f"{_python(code)}"
   )
 
 

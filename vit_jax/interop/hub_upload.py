@@ -48,11 +48,7 @@ def upload(
       public but `private` was asked for, no network.
   """
   api, directory = client(), Path(directory)
-  if not library().get_token():
-    raise CheckpointError(
-        f"{api.endpoint}/{repo_id} cannot be written without a token of role \"write\": "
-        f"{LOGIN}"
-    )
+  check_token(repo_id)
   with explained(repo_id, writing=True):
     for pause in (*_PAUSES, None):
       try:
@@ -66,6 +62,14 @@ def upload(
           raise
         report(f"{repo_id}: the connection failed ({type(error).__name__}); again in {pause} s")
         time.sleep(pause)
+
+
+def check_token(repo_id: str) -> None:
+  """Raises CheckpointError where there is no token at all; nothing is asked of the Hub."""
+  if not library().get_token():
+    raise CheckpointError(
+        f"{client().endpoint}/{repo_id} cannot be written without a token of role \"write\": {LOGIN}"
+    )
 
 
 def _prepare(api, repo_id, revision, *, private, create_pr, report) -> None:

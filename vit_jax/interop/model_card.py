@@ -74,6 +74,7 @@ class Card:
     config: the run's, JSON-able.
     provenance: what to print about the origin, label to value, in order; None values are left out.
     timm: whether timm can hold the model, by way of `vit-jax convert`.
+    notes: what the export leaves out or cannot say.
   """
 
   name: str
@@ -91,6 +92,7 @@ class Card:
   config: Mapping[str, Any]
   provenance: Mapping[str, str | None]
   timm: bool
+  notes: tuple[str, ...]
 
   @property
   def classifies(self) -> bool:
@@ -135,7 +137,7 @@ def _metadata(card: Card) -> dict:
   if card.base_model:
     metadata["base_model"] = card.base_model
   results = [
-      _result(card, step, measured, task)
+      _result(card, step, measured)
       for step in reversed(card.steps) for measured in step.measurements
   ]
   if results:
@@ -144,9 +146,10 @@ def _metadata(card: Card) -> dict:
   return metadata
 
 
-def _result(card: Card, step: Step, measured: Measurement, task: str) -> dict:
+def _result(card: Card, step: Step, measured: Measurement) -> dict:
   return {
-      "task": {"type": task, "name": task.replace("-", " ").capitalize()},
+      # Also where the export leaves the head out: it was measured with it.
+      "task": {"type": "image-classification", "name": "Image classification"},
       "dataset": {"type": card.dataset, "name": card.dataset, "split": measured.split},
       "metrics": [
           {
@@ -228,8 +231,7 @@ def _preprocessing(card: Card) -> str:
   turned = "turned upright as their EXIF data says" if how["exif_orientation"] else "never turned"
   return (
       f"RGB images, {turned}, {resized} ({how['interpolation']}, antialiased), scaled to 0..1, minus "
-      f"{_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel. All figures above "
-      "were measured so, and the files for transformers say the same."
+      f"{_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel: so in evaluation."
   )
 
 
@@ -278,8 +280,10 @@ def _limitations(card: Card) -> str:
     if rounding := step.verification.get("rounding"):
       lines.append(
           f"Step {step.name}: rounding the weights to {card.dtype} changed outputs by up to "
-          f"{rounding['difference']:.2g}, where the largest was {rounding['largest']:.3g}."
+          f"{rounding['difference']:.2g}, where the largest was {rounding['largest']:.3g}; what was "
+          "measured is the model before rounding."
       )
+  lines += [f"{note[0].upper()}{note[1:]}." for note in card.notes]
   return "\n".join(f"- {line}" for line in lines) or "None is recorded."
 
 

@@ -1,0 +1,121 @@
+"""What a run recorded about its steps, as a model card may print it: no directories of anybody."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+
+import vit_jax
+from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.interop.model_card import Measurement
+from vit_jax.observe.metrics import read_metrics
+
+# Sources whose names mean the same everywhere.
+_PUBLIC = ("hf:", "timm:", "gs://")
+# What evaluators count beside what they measure.
+_COUNTS = ("examples", "unreadable")
+
+
+def measurements(run: RunDirectory, step: int) -> tuple[Measurement, ...]:
+  """Everything measured at exactly this step, on the run's own data: by training, and by the last
+  `vit-jax evaluate`.  Both are of the averaged weights where the run keeps an average."""
+  found: dict[str, dict[str, float]] = {}
+  for line in read_metrics(run.path):
+    for key, value in line.items():
+      kind, _, rest = key.partition("/")
+      split, _, name = rest.rpartition("/")
+      if line["step"] == step and kind == "eval" and split and value is not None:
+        found.setdefault(split, {})[name] = value
+  if evaluated := _evaluation(run, step):
+    found[evaluated["split"]] = evaluated["metrics"]
+  return tuple(
+      Measurement(
+          split, int(values["examples"]) if "examples" in values else None,
+          {name: value for name, value in values.items() if name not in _COUNTS},
+      )
+      for split, values in sorted(found.items())
+  )
+
+
+def _evaluation(run: RunDirectory, step: int) -> dict | None:
+  """RUN/evaluation.json where it is of this step and on the data that the run was trained on."""
+  path = Path(run.path) / "evaluation.json"
+  try:
+    content = json.loads(path.read_text())
+    inputs = run.read_info()["resolved"]["input"]
+    own_data = content["data"] == (inputs["path"] or inputs["dataset"])
+    own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
+    return content if own_data and own_step and content["metrics"] and content["split"] else None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return None  # absent, or written by something else
+
+
+def recorded(run: RunDirectory, step: int) -> dict:
+  """The manifest of a step: "config", "examples_seen", "versions", ... (`checkpoint.manager`)."""
+  return manifest.read(run.checkpoints / str(step))
+
+
+def provenance(run: RunDirectory, step: int) -> dict[str, str | None]:
+  """Where a step comes from, label to text, in the order to print; None where not recorded."""
+  info, meta = run.read_info(), recorded(run, step)
+  environment = info["environment"]
+  seen = meta.get("examples_seen")
+  return {
+      "trained to step": f"{step:,} of {info['total_steps']:,}"
+      + (f", {seen:,} images seen" if seen else ""),
+      "started from": _public_name(info.get("init")) or "random weights",
+      "data": f"fingerprint `{info['fingerprint']}`, {len(info['classes'])} classes",
+      "devices": environment.get("devices"),
+      "trained with": ", ".join(f"{k} {v}" for k, v in meta.get("versions", {}).items() if v),
+      "written by": f"vit_jax {vit_jax.__version__}{_commit()}",
+  }
+
+
+def public_config(config: dict) -> dict:
+  """A config without open keys, its directories reduced to their names."""
+  tree = {
+      key: public_config(value) if isinstance(value, dict) else value
+      for key, value in config.items() if value is not None
+  }
+  for room, key in (("input", "path"), ("init", "checkpoint")):
+    if tree.get(room, {}).get(key):
+      tree[room][key] = _public_name(tree[room][key])
+  return {key: value for key, value in tree.items() if value != {}}
+
+
+def data_name(config: dict) -> str:
+  """What the run's data set is called: a folder by its own name."""
+  inputs = config["input"]
+  return _public_name(inputs["path"]) if inputs["path"] else inputs["dataset"]
+
+
+def hub_origin(run: RunDirectory) -> str | None:
+  """The Hub's name of the model that a run started from, where it came from there."""
+  kind, _, name = (run.read_info().get("init") or "").partition(":")
+  name = name.partition("@")[0]
+  return {"hf": name, "timm": f"timm/{name}"}.get(kind)
+
+
+def _public_name(ref: str | None) -> str | None:
+  """A REF without the directories that lead to it."""
+  if not ref or ref.startswith(_PUBLIC):
+    return ref
+  return os.path.basename(os.path.normpath(ref))
+
+
+def _commit() -> str:
+  """", commit ..." where this package is part of a git checkout, else ""."""
+  package = Path(vit_jax.__file__).parent
+
+  def git(*arguments) -> str:
+    command = ("git", "-C", str(package), *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    # An installed package may lie in an environment inside somebody else's checkout.
+    git("ls-files", "--error-unmatch", "__init__.py")
+    changed = git("status", "--porcelain", "--untracked-files=no", ".")
+    return f", commit {git('rev-parse', 'HEAD')}" + (" with changes" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return ""
