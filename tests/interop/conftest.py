@@ -6,27 +6,25 @@ import numpy as np
 import pytest
 
 from vit_jax.interop.huggingface import write
-from vit_jax.interop.huggingface_keys import leaf_shapes
+from vit_jax.interop.tensor_table import put
+from vit_jax.models.vit import DEFAULTS, param_shapes
 
-MODEL = {
+MODEL = DEFAULTS | {
     "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 4, "image_size": 16,
-    "num_classes": 5, "pooling": "cls", "pre_logits": False, "gelu": "tanh",
-    "layer_norm_epsilon": 1e-6,
+    "num_classes": 5, "gelu": "tanh", "layer_norm_epsilon": 1e-6,
 }
 PREPROCESSING = {
     "image_size": 16, "resize": "squash", "short_side": None, "interpolation": "bilinear",
     "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "exif_orientation": True,
 }
 
+
 def _random_params(model):
   """Every parameter from a normal distribution of deviation 0.2, norms and biases too."""
   rng = np.random.default_rng(0)
   params = {}
-  for path, shape in leaf_shapes(model).items():
-    node = params
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = rng.standard_normal(shape, np.float32) * np.float32(0.2)
+  for path, shape in param_shapes(model).items():
+    put(params, path, rng.standard_normal(shape, np.float32) * np.float32(0.2))
   return params
 
 

@@ -1,127 +1,142 @@
-"""What stands in the place of an export: the earlier one, or the new one proved."""
+"""What stands in the place of an export: the earlier one, or the new one complete."""
 
 import json
+import os
 import resource
 
-import numpy as np
 import pytest
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop import huggingface, verify
-from vit_jax.interop.huggingface import read
+from vit_jax.interop import export_directory
+from vit_jax.interop.export_directory import MARK, new_export
 
 
-@pytest.fixture
-def convert(tmp_path, model, params, preprocessing, monkeypatch):
-  """Exports into a directory of the test, proved bit by bit alone unless `pytorch`."""
-  images = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-
-  def convert(*, pytorch=False, **changes):
-    if not pytorch:
-      monkeypatch.setattr(verify, "_has_pytorch", lambda: False)
-    options = {
-        "model": model, "params": params, "preprocessing": preprocessing, "labels": None,
-        "architecture": None, "dtype": "float32", "images": images,
-    }
-    return verify.export_huggingface(tmp_path / "export", **options | changes)
-
-  return convert
+def fill(directory, **files):
+  """An export of text files, and its list of them."""
+  for name, text in files.items():
+    path = directory / name.replace("__", "/")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+  names = [name.replace("__", "/") for name in files]
+  (directory / MARK).write_text(json.dumps({"files": dict.fromkeys(names, "")}))
 
 
 def contents(directory):
-  return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def test_a_new_export_is_complete_and_proved(convert, tmp_path, model):
-  report, proof = convert()
-  assert proof["bit_equal"] and report["verification"] == proof
-  assert json.loads((tmp_path / "export" / "conversion.json").read_text()) == report
-  assert read(tmp_path / "export").model == model
-  assert [path.name for path in tmp_path.iterdir()] == ["export"]
-
-
-def test_an_earlier_export_is_replaced(convert, tmp_path):
-  convert()
-  convert(architecture="ViTModel", preprocessing=None)
-  assert set(contents(tmp_path / "export")) == {
-      "config.json", "model.safetensors", "conversion.json"
+  return {
+      path.relative_to(directory).as_posix(): path.read_text()
+      for path in directory.rglob("*") if path.is_file() and path.name != MARK
   }
-  assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-@pytest.mark.parametrize("earlier", [True, False])
-def test_a_failed_proof_leaves_what_was_there(
-    convert, tmp_path, params, monkeypatch, edit_tensors, earlier
-):
-  if earlier:
-    convert()
-    before = contents(tmp_path / "export")
-
-  def damaging_write(directory, **options):
-    report = huggingface.write(directory, **options)
-    name = "vit.encoder.layer.1.attention.attention.query.bias"
-    edit_tensors(
-        directory / "model.safetensors", lambda found: found | {name: np.zeros_like(found[name])}
-    )
-    return report
-
-  monkeypatch.setattr(verify, "write", damaging_write)
-  with pytest.raises(CheckpointError) as caught:
-    convert(params=params | {"norm": {k: 2 * v for k, v in params["norm"].items()}})
-  text = str(caught.value)
-  assert f"{tmp_path / 'export'} was not written, and an earlier export there is" in text
-  assert "blocks/attention/query/bias differs" in text
-  assert [path.name for path in tmp_path.iterdir()] == ["export"] * earlier
-  if earlier:
-    assert contents(tmp_path / "export") == before
+@pytest.fixture
+def earlier(tmp_path):
+  with new_export(tmp_path / "export") as partial:
+    fill(partial, weights="old", config="old", array__0="old")
+  return tmp_path / "export"
 
 
-@pytest.mark.torch
-def test_pytorch_judges_before_the_earlier_export_goes(convert, tmp_path, monkeypatch):
-  pytest.importorskip("transformers")
-  convert(pytorch=True)
-  before = contents(tmp_path / "export")
-  assert json.loads(before["conversion.json"])["verification"]["pytorch"]["images"]
-  monkeypatch.setattr(verify, "TOLERANCE", 0.0)
-  with pytest.raises(CheckpointError, match="transformers computes other"):
-    convert(pytorch=True, labels=list("abcde"))
-  assert contents(tmp_path / "export") == before
-  assert [path.name for path in tmp_path.iterdir()] == ["export"]
+def assert_alone(directory):
+  assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
-@pytest.mark.parametrize("value, dtype", [(np.nan, "float32"), (1e5, "float16")])
-def test_values_that_are_not_finite_leave_nothing(convert, tmp_path, params, value, dtype):
-  params["head"]["bias"][2] = value
-  with pytest.raises(CheckpointError, match="classifier.bias has values"):
-    convert(dtype=dtype)
-  assert list(tmp_path.iterdir()) == []
+def test_a_new_export_appears_with_its_parents(tmp_path):
+  with new_export(tmp_path / "a" / "export") as partial:
+    fill(partial, weights="new")
+    assert not (tmp_path / "a" / "export").exists()
+  assert contents(tmp_path / "a" / "export") == {"weights": "new"}
+  assert_alone(tmp_path / "a" / "export")
 
 
-@pytest.mark.parametrize("files", [["notes.txt"], ["config.json", "model.safetensors"]])
-def test_a_directory_of_somebody_elses_is_refused(convert, tmp_path, files):
+def test_an_earlier_export_is_replaced_with_its_card(earlier):
+  (earlier / "README.md").write_text("card")
+  with new_export(earlier) as partial:
+    fill(partial, weights="new")
+  assert contents(earlier) == {"weights": "new"}
+  assert_alone(earlier)
+
+
+def test_an_error_while_writing_leaves_what_was_there(earlier):
+  with pytest.raises(ValueError), new_export(earlier) as partial:
+    fill(partial, weights="new")
+    raise ValueError
+  assert contents(earlier) == {"weights": "old", "config": "old", "array/0": "old"}
+  assert_alone(earlier)
+
+
+def test_a_failed_rename_puts_the_earlier_export_back(earlier, monkeypatch):
+  rename = os.rename
+
+  def failing(source, target):
+    if str(source).endswith(".writing"):
+      raise OSError("no")
+    rename(source, target)
+
+  monkeypatch.setattr(export_directory.os, "rename", failing)
+  with pytest.raises(CheckpointError, match="cannot be written: no"), new_export(earlier) as new:
+    fill(new, weights="new")
+  assert contents(earlier)["weights"] == "old"
+  assert_alone(earlier)
+
+
+def test_a_writer_killed_between_its_renames_has_lost_nothing(earlier):
+  partial = earlier.parent / ".export.writing"
+  partial.mkdir()
+  fill(partial, weights="new")
+  earlier.rename(earlier.parent / ".export.replaced")
+  with pytest.raises(ValueError), new_export(earlier):
+    raise ValueError  # even where the next one fails
+  assert contents(earlier)["weights"] == "old"
+  assert_alone(earlier)
+
+
+def test_what_a_killed_writer_left_beside_a_new_export_goes(earlier):
+  left = earlier.parent / ".export.replaced"
+  left.mkdir()
+  fill(left, weights="older")
+  with new_export(earlier) as partial:
+    fill(partial, weights="new")
+  assert contents(earlier) == {"weights": "new"}
+  assert_alone(earlier)
+
+
+@pytest.mark.parametrize("files", [["notes.txt"], ["config", "weights"]])
+def test_a_directory_of_somebody_elses_is_refused(tmp_path, files):
   (tmp_path / "export").mkdir()
   for name in files:
     (tmp_path / "export" / name).write_text("mine")
-  with pytest.raises(CheckpointError, match=files[0]):
-    convert()
-  assert contents(tmp_path / "export") == {name: b"mine" for name in files}
+  with pytest.raises(CheckpointError, match=files[0]), new_export(tmp_path / "export"):
+    pass
+  assert contents(tmp_path / "export") == {name: "mine" for name in files}
 
 
-def test_a_file_in_the_way_is_refused(convert, tmp_path):
+def test_an_export_with_a_file_added_is_refused(earlier):
+  (earlier / "array" / "notes.txt").write_text("mine")
+  with pytest.raises(CheckpointError, match="not exported by vit_jax: array/notes.txt"):
+    with new_export(earlier):
+      pass
+  assert contents(earlier)["array/notes.txt"] == "mine"
+
+
+def test_an_empty_directory_is_filled(tmp_path):
+  (tmp_path / "export").mkdir()
+  with new_export(tmp_path / "export") as partial:
+    fill(partial, weights="new")
+  assert contents(tmp_path / "export") == {"weights": "new"}
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
   (tmp_path / "export").write_text("mine")
-  with pytest.raises(CheckpointError, match="is a file"):
-    convert()
+  with pytest.raises(CheckpointError, match="is a file"), new_export(tmp_path / "export"):
+    pass
 
 
-def test_a_full_disk_leaves_the_earlier_export(convert, tmp_path):
-  convert()
-  before = contents(tmp_path / "export")
+def test_a_full_disk_leaves_the_earlier_export(earlier):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
   try:
-    with pytest.raises(CheckpointError, match="cannot be written"):
-      convert(labels=list("abcde"))
+    with pytest.raises(CheckpointError, match="cannot be written"), new_export(earlier) as new:
+      fill(new, weights="x" * 30_000)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert contents(tmp_path / "export") == before
-  assert [path.name for path in tmp_path.iterdir()] == ["export"]
+  assert contents(earlier)["weights"] == "old"
+  assert_alone(earlier)

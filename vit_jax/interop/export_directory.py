@@ -7,20 +7,23 @@ import shutil
 from typing import Iterator
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.tensor_files import first_ten
+from vit_jax.interop.tensor_files import read_json
+from vit_jax.interop.tensor_table import first_ten
 
-# Every export has it: a directory without it was not written here.
+# Every export has it, and it lists the export's other files: a directory without it was not
+# written here.
 MARK = "conversion.json"
+# Publishing adds a model card.
+_ADDED = ("README.md",)
 
 
 @contextlib.contextmanager
-def new_export(directory, *, files: set[str]) -> Iterator[Path]:
+def new_export(directory) -> Iterator[Path]:
   """Gives an empty directory to fill, and puts it in the place of `directory` at the end.
 
   Args:
-    directory: where the export is wanted; parents are made.
-    files: names that an export may consist of, `MARK` among them.  An earlier export there is
-      replaced, a directory with anything else is refused.
+    directory: where the export is wanted; parents are made.  An earlier export there is replaced,
+      a directory with anything else is refused.
 
   Yields:
     The directory to write into, a sibling that vanishes if the writing fails.
@@ -29,9 +32,10 @@ def new_export(directory, *, files: set[str]) -> Iterator[Path]:
     CheckpointError: the place is taken, or the disk is full or not writable.
   """
   target = Path(directory).resolve()
-  _refuse_foreign(target, files)
   partial = target.parent / f".{target.name}.writing"
   try:
+    _recover(target)
+    _refuse_foreign(target)
     # A writer that was killed left this behind; nobody reads it.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -45,16 +49,33 @@ def new_export(directory, *, files: set[str]) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _refuse_foreign(target: Path, files: set[str]):
+def _replaced(target: Path) -> Path:
+  """Where an earlier export waits while the new one takes its place."""
+  return target.parent / f".{target.name}.replaced"
+
+
+def _recover(target: Path):
+  """Puts an earlier export back that a writer left aside, killed between its two renames."""
+  if _replaced(target).is_dir() and not target.exists():
+    os.rename(_replaced(target), target)
+
+
+def _refuse_foreign(target: Path):
   if not target.exists():
     return
   if not target.is_dir():
     raise CheckpointError(f"{target} is a file; choose a directory that does not exist yet.")
-  present = {path.name for path in target.iterdir()}
-  if present and (present - files or MARK not in present):
+  present = {
+      path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()
+  }
+  if not present:
+    return
+  ours = set()
+  if MARK in present:
+    ours = {MARK, *_ADDED, *(read_json(target / MARK).get("files") or ())}
+  if foreign := present - ours:
     raise CheckpointError(
-        f"{target} holds files that were not exported by vit_jax: "
-        f"{first_ten(sorted(present - files) or sorted(present))}. "
+        f"{target} holds files that were not exported by vit_jax: {first_ten(sorted(foreign))}. "
         "Choose another directory, or move them away."
     )
 
@@ -64,7 +85,7 @@ def _replace(partial: Path, target: Path):
   if not target.exists():
     os.rename(partial, target)
     return
-  old = target.parent / f".{target.name}.replaced"
+  old = _replaced(target)
   shutil.rmtree(old, ignore_errors=True)
   os.rename(target, old)
   try:

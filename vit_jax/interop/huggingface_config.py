@@ -1,15 +1,19 @@
-"""`config.json` of a Hugging Face ViT, from and to our model dict and labels."""
+"""`config.json` of transformers' ViTs, from and to our descriptions and labels."""
 
+import math
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, NoReturn, Sequence
 
 from vit_jax.errors import CheckpointError
-
-ARCHITECTURES = ("ViTForImageClassification", "ViTModel")
+from vit_jax.interop.huggingface_classes import (
+    ARCHITECTURES, FAMILIES, READ_ONLY, REFUSED, REFUSED_FAMILIES, mlp_ratio, swiglu_width,
+)
+from vit_jax.models.vit import DEFAULTS
 
 # Hugging Face's names of the two kinds; "gelu_new" and "gelu_pytorch_tanh" are one formula.
 _GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 _ACTIVATION = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+_READ = (*ARCHITECTURES, *READ_ONLY)
 
 
 def to_model(config: Mapping, path: Path) -> dict:
@@ -20,66 +24,142 @@ def to_model(config: Mapping, path: Path) -> dict:
     path: where it lies, for the errors.
 
   Returns:
-    The model dict without `num_classes` and `pre_logits`, which only the tensors tell.
+    A whole description without head, mask token and `pre_logits`, which only the tensors tell.
 
   Raises:
     CheckpointError: another model type or class, or a setting that our ViT does not have.
   """
-
-  def refuse(what: str):
-    raise CheckpointError(f"{path}: {what}")
-
-  if config.get("model_type") != "vit":
-    refuse(
-        f"model_type is {config.get('model_type')!r}; only \"vit\" is read. Models of another "
-        "type need other layers than this ViT has."
-    )
-  named = config.get("architectures") or []
-  if named and not set(named) & set(ARCHITECTURES):
-    refuse(f"architectures is {named}; what is read is {' or '.join(ARCHITECTURES)}.")
-
-  def integer(key: str, default: int) -> int:
-    value = config.get(key, default)
-    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
-      value = value[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-      refuse(f"{key} is {value!r}; one whole number is needed (images and patches are square).")
-    if value < 1:
-      refuse(f"{key} is {value!r}; it must be positive.")
-    return int(value)
-
-  activation = config.get("hidden_act", "gelu")
-  if activation not in tuple(_GELU):
-    refuse(f"hidden_act is {activation!r}; the supported ones are {', '.join(_GELU)}.")
-  if config.get("qkv_bias", True) is not True:
-    refuse("qkv_bias is off; only a ViT with biases on query, key and value is read.")
-  epsilon = config.get("layer_norm_eps", 1e-12)
-  if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
-    refuse(f"layer_norm_eps is {epsilon!r}; a number from 0 to 1 is needed.")
-  if integer("num_channels", 3) != 3:
-    refuse(f"num_channels is {config['num_channels']}; only RGB models are read.")
-  model = {
-      "width": integer("hidden_size", 768),
-      "depth": integer("num_hidden_layers", 12),
-      "mlp_dim": integer("intermediate_size", 3072),
-      "num_heads": integer("num_attention_heads", 12),
-      "patch_size": integer("patch_size", 16),
-      "image_size": integer("image_size", 224),
-      "pooling": "cls",
-      "gelu": _GELU[activation],
-      "layer_norm_epsilon": float(epsilon),
+  model_type = config.get("model_type")
+  _check_class(config, path)
+  family = FAMILIES[model_type]
+  if model_type in ("siglip", "siglip2"):
+    config = config.get("vision_config") or {}
+  values = _Values(dict(family.defaults) | {k: v for k, v in config.items() if v is not None}, path)
+  model = DEFAULTS | {
+      "width": values.whole("hidden_size", 768),
+      "depth": values.whole("num_hidden_layers", 12),
+      "num_heads": values.whole("num_attention_heads", 12),
+      "patch_size": values.whole("patch_size", 16),
+      "num_classes": 0,
+      "class_token": family.tokens != "patches",
+      "distillation_token": family.tokens == "class and distillation",
+      "pooling": "gap" if family.tokens == "patches" else "cls",
+      "position_interpolation": family.position_interpolation,
+      "gelu": values.one_of("hidden_act", "gelu", _GELU),
+      "layer_norm_epsilon": values.fraction("layer_norm_eps"),
   }
+  if model_type.startswith("siglip2"):
+    model["image_size"] = _siglip2_size(values, model["patch_size"])
+  else:
+    model["image_size"] = values.size("image_size", 224)
+  if model_type.startswith("siglip"):
+    # Without its head the class answers with all tokens.
+    model["pooling"] = "map" if values.flag("vision_use_head", True) else "none"
+  else:
+    model["qkv_bias"] = values.flag("qkv_bias", True)
+  if family.dinov2:
+    swiglu = values.flag("use_swiglu_ffn", False)
+    ratio = values.whole("mlp_ratio", 4)
+    model |= {
+        "mlp": "swiglu" if swiglu else "gelu",
+        "mlp_dim": swiglu_width(model["width"], ratio) if swiglu else model["width"] * ratio,
+        "layer_scale": values.number("layerscale_value"),
+    }
+    if model_type == "dinov2_with_registers":
+      model["register_tokens"] = values.whole("num_register_tokens", 4)
+  else:
+    model["mlp_dim"] = values.whole("intermediate_size", 3072)
+  if values.whole("num_channels", 3) != 3:
+    values.refuse(f"num_channels is {config['num_channels']}; only RGB models are read.")
   if model["width"] % model["num_heads"]:
-    refuse(
+    values.refuse(
         f"hidden_size {model['width']} is not a multiple of num_attention_heads "
         f"{model['num_heads']}."
     )
-  if model["image_size"] % model["patch_size"]:
-    refuse(
-        f"image_size {model['image_size']} is not a multiple of patch_size "
-        f"{model['patch_size']}."
-    )
+  sides = model["image_size"]
+  for side in [sides] if isinstance(sides, int) else sides:
+    if side % model["patch_size"]:
+      values.refuse(f"image_size {side} is not a multiple of patch_size {model['patch_size']}.")
   return model
+
+
+def _check_class(config: Mapping, path: Path) -> None:
+  model_type, named = config.get("model_type"), config.get("architectures") or []
+  if model_type not in FAMILIES:
+    reason = REFUSED_FAMILIES.get(model_type, "models of another type need other layers")
+    raise CheckpointError(
+        f"{path}: model_type is {model_type!r}; what is read is {', '.join(FAMILIES)}: {reason}."
+    )
+  for name in named:
+    if name in REFUSED:
+      raise CheckpointError(f"{path}: a {name} is not read: {REFUSED[name]}.")
+  if named and not set(named) & set(_READ):
+    raise CheckpointError(
+        f"{path}: architectures is {named}; what is read is {', '.join(_READ)}."
+    )
+
+
+class _Values:
+  """The settings of a config.json, each checked as it is taken."""
+
+  def __init__(self, config: Mapping, path: Path):
+    self._config, self._path = config, path
+
+  def refuse(self, what: str) -> NoReturn:
+    raise CheckpointError(f"{self._path}: {what}")
+
+  def whole(self, key: str, default: int) -> int:
+    value = self._config.get(key, default)
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+      value = value[0]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+      self.refuse(f"{key} is {value!r}; one whole number is needed.")
+    if value < 1:
+      self.refuse(f"{key} is {value!r}; it must be positive.")
+    return int(value)
+
+  def size(self, key: str, default: int) -> int | list[int]:
+    """A side, or [height, width] where these differ."""
+    value = self._config.get(key, default)
+    pair = isinstance(value, (list, tuple)) and len(value) == 2 and value[0] != value[1]
+    if not pair:
+      return self.whole(key, default)
+    if not all(isinstance(side, int) and side > 0 for side in value):
+      self.refuse(f"{key} is {value!r}; two whole numbers are needed.")
+    return list(value)
+
+  def number(self, key: str) -> float:
+    value = self._config.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+      self.refuse(f"{key} is {value!r}; a number is needed.")
+    return float(value)
+
+  def fraction(self, key: str) -> float:
+    value = self._config.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+      self.refuse(f"{key} is {value!r}; a number from 0 to 1 is needed.")
+    return float(value)
+
+  def flag(self, key: str, default: bool) -> bool:
+    value = self._config.get(key, default)
+    if not isinstance(value, bool):
+      self.refuse(f"{key} is {value!r}; true or false is needed.")
+    return value
+
+  def one_of(self, key: str, default: str, meanings: Mapping[str, str]) -> str:
+    value = self._config.get(key, default)
+    if value not in tuple(meanings):
+      self.refuse(f"{key} is {value!r}; the supported ones are {', '.join(meanings)}.")
+    return meanings[value]
+
+
+def _siglip2_size(values: _Values, patch: int) -> int:
+  """The side of the square image whose patches are those of SigLIP 2's position table."""
+  patches = values.whole("num_patches", 256)
+  side = math.isqrt(patches)
+  if side**2 != patches:
+    values.refuse(f"num_patches is {patches}; a square number is needed.")
+  return side * patch
 
 
 def check_pooler(config: Mapping, path: Path):
@@ -95,6 +175,20 @@ def check_pooler(config: Mapping, path: Path):
         f"{path}: the pooler has pooler_output_size {size} and pooler_act {activation!r}; only "
         "one of hidden_size with tanh is read. Save the model with add_pooling_layer=False to "
         "read it without."
+    )
+
+
+def check_decoder(config: Mapping, path: Path):
+  """Holds that the decoder of masked pixels draws patches of the size that are embedded.
+
+  Raises:
+    CheckpointError: it does not.
+  """
+  stride, patch = config.get("encoder_stride", 16), config.get("patch_size", 16)
+  if stride != patch and [stride, stride] != patch:
+    raise CheckpointError(
+        f"{path}: encoder_stride is {stride} and patch_size {patch}; a decoder is read only where "
+        "the two are equal."
     )
 
 
@@ -132,46 +226,68 @@ def to_config(
   """The config.json of a model, in the exact types that transformers 5 insists on.
 
   Args:
-    model: the model dict as it is exported: head and `pre_logits` only where `architecture` has
-      them.
-    architecture: one of `ARCHITECTURES`.
+    model: a whole description in the form of `huggingface_fit.fit`.
+    architecture: a key of `ARCHITECTURES`.
     labels: `num_classes` names, or None.
     dtype: of the tensors on disk.
 
   Raises:
     CheckpointError: as many labels as classes are needed.
   """
+  target, size = ARCHITECTURES[architecture], model["image_size"]
   config = {
       "architectures": [architecture],
-      "model_type": "vit",
+      "model_type": target.model_type,
       "hidden_size": int(model["width"]),
       "num_hidden_layers": int(model["depth"]),
       "num_attention_heads": int(model["num_heads"]),
-      "intermediate_size": int(model["mlp_dim"]),
       "hidden_act": _ACTIVATION[model["gelu"]],
-      "hidden_dropout_prob": 0.0,
-      "attention_probs_dropout_prob": 0.0,
-      "initializer_range": 0.02,
       "layer_norm_eps": float(model["layer_norm_epsilon"]),
-      "image_size": int(model["image_size"]),
+      "image_size": int(size) if isinstance(size, int) else [int(side) for side in size],
       "patch_size": int(model["patch_size"]),
       "num_channels": 3,
-      "qkv_bias": True,
-      "encoder_stride": int(model["patch_size"]),
       # Releases differ in the name they look for.
       "dtype": dtype,
       "torch_dtype": dtype,
   }
+  if target.family.dinov2:
+    config |= {
+        "mlp_ratio": mlp_ratio(model),
+        "use_swiglu_ffn": model["mlp"] == "swiglu",
+        "layerscale_value": float(model["layer_scale"]),
+        "use_mask_token": bool(model["mask_token"]),
+    }
+    if model["register_tokens"]:
+      config["num_register_tokens"] = int(model["register_tokens"])
+  else:
+    config["intermediate_size"] = int(model["mlp_dim"])
+  if target.model_type == "siglip_vision_model":
+    config |= {"attention_dropout": 0.0, "vision_use_head": True}
+  else:
+    config |= {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "qkv_bias": bool(model["qkv_bias"]),
+    }
+  if target.model_type in ("vit", "deit"):
+    config["encoder_stride"] = int(model["patch_size"])
   if model["pre_logits"]:
     config |= {"pooler_output_size": int(model["width"]), "pooler_act": "tanh"}
   if model["num_classes"]:
-    labels = _placeholders(model["num_classes"]) if labels is None else tuple(labels)
-    if len(labels) != model["num_classes"]:
-      raise CheckpointError(
-          f"{len(labels)} labels were given for a head of {model['num_classes']} classes. "
-          "Give one name a class, in the order of the classes."
-      )
-    config["id2label"] = {str(i): str(label) for i, label in enumerate(labels)}
-    # Of several classes of one name the first keeps it: a mapping cannot hold them all.
-    config["label2id"] = {str(labels[i]): i for i in reversed(range(len(labels)))}
+    config |= _classes(model["num_classes"], labels)
   return config
+
+
+def _classes(count: int, labels: Sequence[str] | None) -> dict:
+  labels = _placeholders(count) if labels is None else tuple(labels)
+  if len(labels) != count:
+    raise CheckpointError(
+        f"{len(labels)} labels were given for a head of {count} classes. "
+        "Give one name a class, in the order of the classes."
+    )
+  return {
+      "id2label": {str(i): str(label) for i, label in enumerate(labels)},
+      # Of several classes of one name the first keeps it: a mapping cannot hold them all.
+      "label2id": {str(labels[i]): i for i in reversed(range(len(labels)))},
+  }

@@ -1,36 +1,146 @@
-"""safetensors files: reading one or several as one set of tensors, and writing one as a stream.
+"""The tensors of somebody's checkpoint, by name, whichever kind of file holds them.
 
-The format (github.com/huggingface/safetensors): the header's length as a little-endian uint64,
-the header as JSON padded with spaces to 8 bytes, then the tensors in the header's order.
+The room's door to files of tensors: what writes them is offered here too.
 """
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Callable, Protocol
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
 from vit_jax.errors import CheckpointError
+from vit_jax.interop.msgpack_reader import MsgpackFile
+from vit_jax.interop.safetensors_reader import SafetensorsFile
+from vit_jax.interop.safetensors_writer import DTYPES, round_to, write_shards, write_tensors
+from vit_jax.interop.tensor_table import first_ten
+from vit_jax.interop.torch_reader import TorchFile
 
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
+__all__ = (
+    "DTYPES", "TensorSource", "open_tensors", "read_json", "round_to", "write_shards",
+    "write_tensors",
+)
+
+_READERS: dict[str, Callable] = {
+    ".safetensors": SafetensorsFile,
+    ".bin": TorchFile,
+    ".pth": TorchFile,
+    ".pt": TorchFile,
+    ".msgpack": MsgpackFile,
 }
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# In a directory the first that is there is read.
+_NAMES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "flax_model.msgpack",
+)
 
 
-def round_to(array, dtype: str) -> np.ndarray:
-  """Rounds a float array of any shape to nearest-even in `dtype`, a key of `DTYPES`.
+class _File(Protocol):
+  """An open file: what `TensorSource` needs of a reader."""
 
-  What is too large for float16 becomes infinite.
+  path: Path
+  shapes: dict[str, tuple[int, ...]]
+
+  def read(self, name: str) -> np.ndarray:
+    ...
+
+  def close(self) -> None:
+    ...
+
+
+class TensorSource:
+  """Tensors of one file, or of the shards that an index names; a context manager.
+
+  Attributes:
+    path: the file, or the index of the shards: what an error should name.
+    shapes: shape of each tensor by its name.
   """
-  with np.errstate(over="ignore"):
-    return np.asarray(array).astype(DTYPES[dtype], copy=False)
+
+  def __init__(self, path: Path, files: list[Path]):
+    """Opens the files; the tensors stay on disk where the format allows it.
+
+    Raises:
+      CheckpointError: a file is not what its name says, or truncated; no torch for its kind.
+    """
+    self.path = path
+    self.shapes = {}
+    self._owner: dict[str, _File] = {}
+    with contextlib.ExitStack() as opened:
+      for file in files:
+        part = _READERS[file.suffix](file)
+        opened.callback(part.close)
+        self._owner |= dict.fromkeys(part.shapes, part)
+        self.shapes |= part.shapes
+      self._opened = opened.pop_all()
+
+  def read(self, name: str) -> np.ndarray:
+    """Reads one tensor as float32, which holds every value of the dtypes that are read.
+
+    Raises:
+      CheckpointError: it is neither float32 nor bfloat16 nor float16.
+    """
+    return self._owner[name].read(name)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._opened.close()
+
+
+def open_tensors(path) -> TensorSource:
+  """Opens a checkpoint's tensors.
+
+  Args:
+    path: a file that ends in .safetensors, .bin, .pth, .pt or .msgpack, or a directory with
+      weights under one of transformers' names, single or in shards.
+
+  Raises:
+    CheckpointError: nothing there, a shard missing, truncated, or not what its name says.
+  """
+  path = Path(path)
+  if path.is_dir():
+    found = [path / name for name in _NAMES if (path / name).is_file()]
+    if not found:
+      raise CheckpointError(_no_weights(path))
+    path = found[0]
+  elif not path.is_file():
+    raise CheckpointError(f"There is no file {path}. Check the path.")
+  if path.name.endswith(".index.json"):
+    return TensorSource(path, _shards(path))
+  if path.suffix not in _READERS:
+    raise CheckpointError(
+        f"{path} does not end in any of {', '.join(_READERS)}, the files of tensors that are "
+        "read. Name it by what it is."
+    )
+  return TensorSource(path, [path])
+
+
+def _no_weights(directory: Path) -> str:
+  tensorflow = directory / "tf_model.h5"
+  if tensorflow.is_file():
+    return (
+        f"{directory} holds its weights as {tensorflow.name} alone, which is not read. Load it "
+        "with transformers 4.57 and from_tf=True, and save it: that writes model.safetensors."
+    )
+  return f"{directory} has none of {', '.join(_NAMES)}. Copy the weights beside its config.json."
+
+
+def _shards(index: Path) -> list[Path]:
+  """The files named by an index."""
+  names = read_json(index).get("weight_map")
+  if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    raise CheckpointError(f"{index} has no \"weight_map\" of tensor names to files.")
+  names = sorted(set(names.values()))
+  outside = [name for name in names if Path(name).name != name or Path(name).suffix not in _READERS]
+  missing = [name for name in names if not (index.parent / name).is_file()]
+  if outside or missing:
+    raise CheckpointError(
+        f"{index} names files that are not in its directory: {first_ten(outside or missing)}. "
+        "Copy the missing shards beside it."
+    )
+  return [index.parent / name for name in names]
 
 
 def read_json(path: Path) -> dict:
@@ -51,152 +161,3 @@ def read_json(path: Path) -> dict:
         "Copy the file again from its source."
     )
   return value
-
-
-class TensorFiles:
-  """The tensors of a directory's `model.safetensors`, or of the shards its index names.
-
-  Attributes:
-    path: the file, or the index of the shards: what an error should name.
-    shapes: shape of each tensor by its name.
-  """
-
-  def __init__(self, directory: Path):
-    """Opens the files and reads their headers; the tensors stay on disk.
-
-    Raises:
-      CheckpointError: no such file, a shard missing, a file truncated or not safetensors,
-        tensors that are not float32, bfloat16 or float16.
-    """
-    self._files = contextlib.ExitStack()
-    self._owner = {}
-    self.shapes = {}
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-      self.path, shards = single, [single]
-    elif index.is_file():
-      self.path, shards = index, _shards(index)
-    else:
-      raise CheckpointError(_no_weights(directory))
-    with contextlib.ExitStack() as undo:
-      undo.callback(self._files.close)
-      for shard in shards:
-        self._open(shard)
-      undo.pop_all()
-
-  def _open(self, path: Path):
-    try:
-      file = self._files.enter_context(safetensors.safe_open(path, framework="numpy"))
-    except (safetensors.SafetensorError, OSError) as error:
-      raise CheckpointError(
-          f"{path} is truncated or not a safetensors file ({error}). "
-          "Copy it again from its source."
-      ) from error
-    others = []
-    for name in file.keys():
-      tensor = file.get_slice(name)
-      self._owner[name] = file
-      self.shapes[name] = tuple(tensor.get_shape())
-      if tensor.get_dtype() not in _CODES.values():
-        others.append(f"{name} ({tensor.get_dtype()})")
-    if others:
-      raise CheckpointError(
-          f"{path} has tensors that are not float32, bfloat16 or float16: {first_ten(others)}. "
-          "Save the checkpoint in one of these."
-      )
-
-  def read(self, name: str) -> np.ndarray:
-    """Reads one tensor as float32 (exact for all three dtypes)."""
-    return self._owner[name].get_tensor(name).astype(np.float32)
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self._files.close()
-
-
-def _shards(index: Path) -> list[Path]:
-  """The files named by a `model.safetensors.index.json`."""
-  names = read_json(index).get("weight_map")
-  if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-    raise CheckpointError(f"{index} has no \"weight_map\" of tensor names to files.")
-  names = sorted(set(names.values()))
-  outside = [name for name in names if Path(name).name != name]
-  missing = [name for name in names if not (index.parent / name).is_file()]
-  if outside or missing:
-    raise CheckpointError(
-        f"{index} names files that are not in its directory: {first_ten(outside or missing)}. "
-        "Copy the missing shards beside it."
-    )
-  return [index.parent / name for name in names]
-
-
-def _no_weights(directory: Path) -> str:
-  others = [name for name in ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
-            if (directory / name).is_file()]
-  if others:
-    return (
-        f"{directory} holds its weights as {', '.join(others)}; only safetensors are read. "
-        "Load and save the model once with transformers 4.57, which writes model.safetensors."
-    )
-  return (
-      f"{directory} has neither model.safetensors nor model.safetensors.index.json. "
-      "Copy the weights beside its config.json."
-  )
-
-
-def first_ten(names) -> str:
-  """Joins names by commas; of more than ten the rest is a count."""
-  names = list(names)
-  rest = f" and {len(names) - 10} more" if len(names) > 10 else ""
-  return ", ".join(names[:10]) + rest
-
-
-def write_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], np.ndarray],
-    *, dtype: str,
-) -> str:
-  """Writes a safetensors file one tensor at a time: memory holds one copy of one tensor.
-
-  Args:
-    path: of the new file.
-    shapes: of the tensors, in the order in which they are written.
-    tensor: gives the values of a name, any float dtype and memory order.
-    dtype: of the tensors in the file, a key of `DTYPES`.
-
-  Returns:
-    The sha256 of the file in hexadecimal.
-
-  Raises:
-    CheckpointError: a value is not finite, or no longer is in `dtype`.
-    OSError: the disk is full or not writable.
-  """
-  header, offset = {"__metadata__": {"format": "pt"}}, 0
-  for name, shape in shapes.items():
-    end = offset + int(np.prod(shape)) * DTYPES[dtype].itemsize
-    header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-    offset = end
-  text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
-  digest = hashlib.sha256()
-  with open(path, "wb") as file:
-
-    def put(data):
-      digest.update(data)
-      file.write(data)
-
-    put(len(text).to_bytes(8, "little") + text)
-    for name in shapes:
-      # A transposed view has the right shape and the wrong bytes: copy it into C order.
-      values = np.ascontiguousarray(round_to(tensor(name), dtype))
-      if values.shape != shapes[name]:
-        raise ValueError(f"{name} is {values.shape}, its header says {shapes[name]}")
-      if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"{name} has values that are infinite or NaN in {dtype}, so {path.parent.name} "
-            "was not written. Convert an earlier checkpoint, or use float32 if the weights are "
-            "finite."
-        )
-      put(values.reshape(-1).view(np.uint8))
-  return digest.hexdigest()

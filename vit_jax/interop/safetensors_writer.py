@@ -1,0 +1,148 @@
+"""Writing safetensors files as a stream: one file, or shards with their index."""
+
+from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Callable, Iterable, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.errors import CheckpointError
+
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# The bits of an infinity: nothing finite has as many in its exponent.
+_INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00}
+
+
+def round_to(array, dtype: str) -> np.ndarray:
+  """Rounds a float array of any shape to nearest-even in `dtype`, a key of `DTYPES`.
+
+  What is too large for float16 becomes infinite.
+  """
+  with np.errstate(over="ignore"):
+    return np.asarray(array).astype(DTYPES[dtype], copy=False)
+
+
+def write_shards(
+    directory: Path, shapes: Mapping[str, tuple[int, ...]],
+    tensor: Callable[[str], np.ndarray], *, dtype: str, max_shard_bytes: int,
+) -> dict[str, str]:
+  """Writes `model.safetensors`, or shards with `model.safetensors.index.json` if it would exceed
+  `max_shard_bytes` of tensors.
+
+  Args:
+    directory: an existing one.
+    Others: as in `write_tensors`.
+
+  Returns:
+    The sha256 of each file by its name.
+
+  Raises: as `write_tensors`.
+  """
+  shards = _split(shapes, dtype, max_shard_bytes)
+  if len(shards) == 1:
+    path = directory / "model.safetensors"
+    return {path.name: write_tensors(path, shapes, tensor, dtype=dtype)}
+  hashes, owner = {}, {}
+  for number, names in enumerate(shards, start=1):
+    file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    owner |= dict.fromkeys(names, file)
+    hashes[file] = write_tensors(
+        directory / file, {name: shapes[name] for name in names}, tensor, dtype=dtype
+    )
+  parameters = sum(map(math.prod, shapes.values()))
+  index = {
+      "metadata": {
+          "total_parameters": parameters, "total_size": parameters * DTYPES[dtype].itemsize
+      },
+      "weight_map": owner,
+  }
+  data = (json.dumps(index, indent=2) + "\n").encode()
+  path = directory / "model.safetensors.index.json"
+  path.write_bytes(data)
+  return hashes | {path.name: hashlib.sha256(data).hexdigest()}
+
+
+def _split(shapes: Mapping, dtype: str, max_shard_bytes: int) -> list[list[str]]:
+  """Names in order, so many in a shard as fit; a tensor larger than a shard has one of its own."""
+  shards, room = [[]], max_shard_bytes
+  for name, shape in shapes.items():
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if size > room and shards[-1]:
+      shards.append([])
+      room = max_shard_bytes
+    shards[-1].append(name)
+    room -= size
+  return shards
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], np.ndarray],
+    *, dtype: str,
+) -> str:
+  """Writes a safetensors file; memory holds the tensor that is written and the one before it.
+
+  Args:
+    path: of the new file.
+    shapes: of the tensors, in the order in which they are written.
+    tensor: gives the values of a name, any float dtype and memory order.
+    dtype: of the tensors in the file, a key of `DTYPES`.
+
+  Returns:
+    The sha256 of the file in hexadecimal.
+
+  Raises:
+    CheckpointError: a value is not finite, or no longer is in `dtype`.
+    OSError: the disk is full or not writable.
+  """
+  digest = hashlib.sha256()
+  # Hashing takes about as long as writing, and both let other threads run meanwhile.
+  with ThreadPoolExecutor(1) as hasher, open(path, "wb") as file:
+    hashed = None
+    for data in _pieces(path, shapes, tensor, dtype):
+      if hashed is not None:
+        hashed.result()
+      hashed = hasher.submit(digest.update, data)
+      file.write(data)
+  return digest.hexdigest()
+
+
+def _pieces(path: Path, shapes: Mapping, tensor: Callable, dtype: str) -> Iterable:
+  """The bytes of the file: its header, then each tensor."""
+  header, offset = {"__metadata__": {"format": "pt"}}, 0
+  for name, shape in shapes.items():
+    end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+    header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+    offset = end
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  yield len(text).to_bytes(8, "little") + text
+  for name in shapes:
+    # A transposed view has the right shape and the wrong bytes: copy it into C order.
+    values = np.ascontiguousarray(round_to(tensor(name), dtype))
+    if values.shape != tuple(shapes[name]):
+      raise ValueError(f"{name} is {values.shape}, its header says {shapes[name]}")
+    if not _finite(values.reshape(-1), dtype):
+      raise CheckpointError(
+          f"{name} has values that are infinite or NaN in {dtype}, so {path.parent.name} was not "
+          "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
+      )
+    yield values.reshape(-1).view(np.uint8)
+
+
+def _finite(values: np.ndarray, dtype: str) -> bool:
+  """Whether all of a flat array are, without a second array of its size in the usual case."""
+  if dtype == "float32":
+    # A sum of squares is finite only where every value is; it overflows for huge ones alone.
+    with np.errstate(over="ignore", invalid="ignore"):
+      return bool(np.isfinite(np.dot(values, values)) or np.isfinite(values).all())
+  infinity = _INFINITY[dtype]
+  return bool(((values.view(np.uint16) & infinity) != infinity).all())
