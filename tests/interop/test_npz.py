@@ -8,53 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from small_models import (
+    LABELS, MAP, MODEL, NO_CLASS_TOKEN, PREPROCESSING, TINY, assert_same, forward, images_of,
+    random_params, write,
+)
 from timm_process import timm_process  # pylint: disable=unused-import
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import big_vision_npz, google_npz, npz_files
-from vit_jax.models.vit import DEFAULTS, ViT, param_shapes
 
-MODEL = {
-    **DEFAULTS, "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 8,
-    "image_size": 32, "num_classes": 5, "gelu": "tanh", "layer_norm_epsilon": 1e-6,
-}
-NO_CLASS_TOKEN = {"class_token": False, "pooling": "gap"}
-MAP = {"class_token": False, "pooling": "map"}
-IMAGES = np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32)
-PREPROCESSING = {
-    "image_size": 32, "resize": "center", "short_side": 36, "interpolation": "bicubic",
-    "mean": [0.4] * 3, "std": [0.2] * 3, "exif_orientation": True,
-}
-LABELS = ("ant", "bee", "cat", "dog", "elk")
 WRITERS = {"google": google_npz, "big_vision": big_vision_npz}
-
-
-def random_params(model):
-  """Every parameter from a normal distribution of deviation 0.2, norms and biases too."""
-  rng, params = np.random.default_rng(0), {}
-  for path, shape in param_shapes(model).items():
-    node = params
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = rng.standard_normal(shape, np.float32) * np.float32(0.2)
-  return params
-
-
-def forward(model, params, images=IMAGES):
-  with jax.default_matmul_precision("highest"):
-    return np.asarray(ViT(**model).apply({"params": params}, images))
-
-
-def write(module, directory, model, **options):
-  params = options.pop("params", None) or random_params(model)
-  directory.mkdir(exist_ok=True)
-  options = {"preprocessing": None, "labels": None} | options
-  report = module.write(directory, model=model, params=params, **options)
-  return params, report
-
-
-def assert_same(found, expected):
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def save(path, arrays, prefix=""):
@@ -195,9 +157,8 @@ def test_fit_is_the_same_function_and_what_is_read_back(writer, name, tmp_path):
   imported = module.read(tmp_path)
   assert imported.model == fitted
   assert_same(imported.params, stored)
-  np.testing.assert_allclose(
-      forward(imported.model, imported.params), forward(model, params), rtol=0, atol=2e-6
-  )
+  for found, expected in zip(forward(imported.model, imported.params), forward(model, params)):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4e-6)
   again, _ = module.fit(fitted, stored, report["architecture"])
   assert again == fitted
 
@@ -472,45 +433,35 @@ def test_timm_computes_the_same_from_an_npz(name, tmp_path, timm_process):
   module, change = JUDGED[name]
   model = {**MODEL, **change}
   params, _ = write(globals()[module], tmp_path, model)
-  size = model["image_size"]
-  sides = (size, size) if isinstance(size, int) else size
-  images = np.random.default_rng(2).standard_normal((2, *sides, 3), np.float32)
   judged = timm_process(
-      "judge", module=f"vit_jax.interop.{module}", directory=str(tmp_path), images=images
+      "judge", module=f"vit_jax.interop.{module}", directory=str(tmp_path), images=images_of(model)
   )
-  with jax.default_matmul_precision("highest"):
-    outputs, seen = ViT(**model).apply({"params": params}, images, outputs=("tokens",))
+  outputs, tokens = forward(model, params)
   np.testing.assert_allclose(judged["outputs"], outputs, rtol=0, atol=2e-6)
-  np.testing.assert_allclose(judged["tokens"], seen["tokens"], rtol=0, atol=4e-6)
-
-
-TINY = {
-    "model_name": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "embed_dim": 32,
-    "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "num_classes": 5, "act_layer": "gelu_tanh",
-}
+  np.testing.assert_allclose(judged["tokens"], tokens, rtol=0, atol=4e-6)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("writer", WRITERS)
 def test_timms_checkpoint_path_loads_them(writer, tmp_path, timm_process):
   params, _ = write(WRITERS[writer], tmp_path, MODEL)
-  create = {**TINY, "checkpoint_path": str(tmp_path / "model.npz")}
+  create = {**TINY, "act_layer": "gelu_tanh", "checkpoint_path": str(tmp_path / "model.npz")}
   create |= {"no_embed_class": True} if writer == "big_vision" else {}
-  answer = timm_process("create", create=create, images=IMAGES)
-  np.testing.assert_allclose(answer["outputs"], forward(MODEL, params), rtol=0, atol=2e-6)
+  answer = timm_process("create", create=create, images=images_of(MODEL))
+  np.testing.assert_allclose(answer["outputs"], forward(MODEL, params)[0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.torch
 def test_timm_reads_big_visions_bfloat16(tmp_path, timm_process):
   model = {**MODEL, "class_token_position": False}
   write(big_vision_npz, tmp_path, model, dtype="bfloat16")
-  create = {**TINY, "no_embed_class": True}
+  create = {**TINY, "act_layer": "gelu_tanh", "no_embed_class": True}
   answer = timm_process(
-      "bfloat16_npz", create=create, path=str(tmp_path / "model.npz"), images=IMAGES
+      "bfloat16_npz", create=create, path=str(tmp_path / "model.npz"), images=images_of(MODEL)
   )
-  ours = forward(model, big_vision_npz.read(tmp_path).params)
+  ours = forward(model, big_vision_npz.read(tmp_path).params)[0]
   np.testing.assert_allclose(answer["outputs"], ours, rtol=0, atol=2e-6)
   judged = timm_process(
-      "judge", module="vit_jax.interop.big_vision_npz", directory=str(tmp_path), images=IMAGES
+      "judge", module="vit_jax.interop.big_vision_npz", directory=str(tmp_path), images=images_of(MODEL)
   )
   np.testing.assert_allclose(judged["outputs"], ours, rtol=0, atol=2e-6)

@@ -85,6 +85,7 @@ def architectures():
           "num_heads": arguments.get("num_heads", 12),
           "act_layer": _text(arguments.get("act_layer", "gelu")),
           "epsilon": getattr(arguments.get("norm_layer"), "keywords", {}).get("eps", 1e-6),
+          "init_values": arguments.get("init_values"),
           "global_pool": arguments.get("global_pool", "token"),
           "odd": [
               key for key, value in arguments.items()
