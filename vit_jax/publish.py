@@ -75,8 +75,8 @@ def publish(
   run = RunDirectory(path)
   if not run.exists():
     raise CheckpointError(
-        f"{model_spec}: {path} is no run of vit_jax. Publish one as RUN@STEP,STEP; other checkpoints "
-        "are written by `vit-jax convert`"
+        f"{model_spec}: {path} is no run of vit_jax. Publish one as RUN@STEP,STEP; other "
+        "checkpoints are written by `vit-jax convert`"
     )
   planned = _plan(run, which or "latest", output=Path(output), revision=revision)
   if dry_run:
@@ -140,8 +140,8 @@ def _branch(pattern: str, step: int) -> str:
   name = pattern.replace("{step}", str(step))
   if not re.fullmatch(r"(?!refs/)[\w.+-]+(/[\w.+-]+)*", name):
     raise ConfigError(
-        f"--revision={pattern} names no branch: letters, digits, '-', '_', '.', and {{step}} for the "
-        "number of the step"
+        f"--revision={pattern} names no branch: letters, digits, '-', '_', '.', and {{step}} for "
+        "the number of the step"
     )
   return name
 
@@ -154,8 +154,8 @@ def _show(planned: list[_Planned], *, repo, create_pr, dtype) -> None:
     state = "replaced" if item.directory.exists() else "new"
     print(
         f"{item.directory} ({state}): {count:,} parameters in {dtype}, "
-        f"{file_size(count * _BYTES[dtype])} of weights, with config.json, preprocessor_config.json, "
-        f"conversion.json and {CARD}"
+        f"{file_size(count * _BYTES[dtype])} of weights, with config.json, "
+        f"preprocessor_config.json, conversion.json and {CARD}"
     )
     if repo and not create_pr:
       print(f"  to {repo}, branch {item.branch}")

@@ -30,7 +30,10 @@ STEPS = (
             Measurement("test", 359, {"accuracy": 0.75, "loss": 1e-05}),
             Measurement("validation", None, {"accuracy": 0.8}),
         ),
-        {"model-00001-of-00002.safetensors": "b2" * 32, "model-00002-of-00002.safetensors": "c" * 64},
+        {
+            "model-00001-of-00002.safetensors": "b2" * 32,
+            "model-00002-of-00002.safetensors": "c" * 64,
+        },
         "validation", {"rounding": {"difference": 0.0012, "largest": 3.4}},
     ),
 )
@@ -111,7 +114,7 @@ def test_edits_show():
 def test_yaml_is_read_back_as_it_was():
   yaml = pytest.importorskip("yaml")
   tree = {
-      "text": ["yes", "1.0", "", "a: b # c", 'quo"te\\', "new\nline\tand tab", "ünï 😀 \x7f\x85\u2028"],
+      "text": ["yes", "1.0", "", "a: b # c", 'quo"te\\', "new\nline\t", "ünï 😀 \x7f\x85\u2028"],
       "numbers": [1, -2.5, 1e-05, 1e22, 3.2e-07, True, False],
       "deep": [{"a": 1, "b": [{"c": "d"}, "e"], "f": {"g": 2}}, {"a": 2}],
   }

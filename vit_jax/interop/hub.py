@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face Hub: the files that we can read, from its cache where possible."""
+"""Checkpoints of the Hugging Face Hub: the files that we can read, cached by its own library."""
 
 import fnmatch
 from pathlib import Path

@@ -1,8 +1,9 @@
 """The way to the Hugging Face Hub, and what a user can do where it refuses.
 
 Endpoint (HF_ENDPOINT), token (HF_TOKEN), cache (HF_HOME) and HF_HUB_OFFLINE are huggingface_hub's
-own, and whether large files go by Xet or by Git LFS is its business too.  The classes of huggingface_hub's errors changed with its HTTP library (requests, httpx, httpx2), so
-errors are told apart by what the Hub itself sends: status and `X-Error-Code`.
+own, and whether large files go by Xet or by Git LFS is its business too.  The classes of its errors
+changed with its HTTP library (requests, httpx, httpx2), so errors are told apart by what the Hub
+itself sends: status and `X-Error-Code`.
 """
 
 import contextlib
@@ -88,8 +89,8 @@ def _explanation(error: Exception, repo_id: str, writing: bool) -> str | None:
     return f"{where}: the Hub {state}. Writing needs a token of role \"write\": {LOGIN}"
   if writing and status == 403:
     return (
-        f"{where}: the token may not write there ({_said(error)}). It needs the role \"write\", or, "
-        f"being fine-grained, \"Write access to contents/settings of all repos\" under "
+        f"{where}: the token may not write there ({_said(error)}). It needs the role \"write\", "
+        f"or, being fine-grained, \"Write access to contents/settings of all repos\" under "
         f"{repo_id.partition('/')[0]}: make one at https://huggingface.co/settings/tokens, then "
         f"{LOGIN}. To propose the files to somebody else's repository add --create-pr"
     )

@@ -68,7 +68,8 @@ def check_token(repo_id: str) -> None:
   """Raises CheckpointError where there is no token at all; nothing is asked of the Hub."""
   if not library().get_token():
     raise CheckpointError(
-        f"{client().endpoint}/{repo_id} cannot be written without a token of role \"write\": {LOGIN}"
+        f"{client().endpoint}/{repo_id} cannot be written without a token of role \"write\": "
+        f"{LOGIN}"
     )
 
 

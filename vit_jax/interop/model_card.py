@@ -230,8 +230,8 @@ def _preprocessing(card: Card) -> str:
     resized = f"resized to a short side of {how['short_side']} pixels, the centre cropped to {size}"
   turned = "turned upright as their EXIF data says" if how["exif_orientation"] else "never turned"
   return (
-      f"RGB images, {turned}, {resized} ({how['interpolation']}, antialiased), scaled to 0..1, minus "
-      f"{_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel: so in evaluation."
+      f"RGB images, {turned}, {resized} ({how['interpolation']}, antialiased), scaled to 0..1, "
+      f"minus {_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel: so in evaluation."
   )
 
 
@@ -261,8 +261,8 @@ def _limitations(card: Card) -> str:
   lines = []
   if card.classifies:
     lines.append(
-        f"Every image gets one of the {card.model['num_classes']} classes, also one that shows none "
-        "of them."
+        f"Every image gets one of the {card.model['num_classes']} classes, also one that shows "
+        "none of them."
     )
   measured = {(m.split, m.images) for step in card.steps for m in step.measurements}
   for split, images in sorted(measured, key=str):
@@ -280,8 +280,8 @@ def _limitations(card: Card) -> str:
     if rounding := step.verification.get("rounding"):
       lines.append(
           f"Step {step.name}: rounding the weights to {card.dtype} changed outputs by up to "
-          f"{rounding['difference']:.2g}, where the largest was {rounding['largest']:.3g}; what was "
-          "measured is the model before rounding."
+          f"{rounding['difference']:.2g}, where the largest was {rounding['largest']:.3g}; what "
+          "was measured is the model before rounding."
       )
   lines += [f"{note[0].upper()}{note[1:]}." for note in card.notes]
   return "\n".join(f"- {line}" for line in lines) or "None is recorded."

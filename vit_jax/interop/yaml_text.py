@@ -1,5 +1,7 @@
-"""Plain data as YAML 1.1 text, such as the front matter of a model card.  PyYAML is no dependency of
-ours; strings are written as JSON strings, which YAML reads as they are."""
+"""Plain data as YAML 1.1 text, such as the front matter of a model card.
+
+PyYAML is no dependency of ours; strings are written as JSON strings, which YAML reads as they are.
+"""
 
 import json
 import math
