@@ -6,6 +6,9 @@
 #                          into .venv, made with $PYTHON (python3) if there is none.  What is installed
 #                          is remembered in the environment, for each EXTRAS; pip runs again only when
 #                          pyproject.toml or constraints.txt changed, or for another checkout.
+# install_beside NAME PACKAGE...   installs packages without their dependencies into $VIRTUAL_ENV/NAME,
+#                          which is on no path: for libraries that disturb what the tests need, or
+#                          an older version.  A process that wants them sets PYTHONPATH to it.
 # Behind a mirror, or to take PyTorch's CPU build from its own index, set pip's PIP_INDEX_URL or
 # PIP_EXTRA_INDEX_URL.
 
@@ -43,4 +46,18 @@ install_vit_jax() {
   python -m pip install --quiet --disable-pip-version-check \
     --constraint "$repository/constraints.txt" --editable "${repository}[$extras]" || return
   echo "$version [$extras]" >>"$installed"
+}
+
+install_beside() {
+  local name=$1 place installed
+  shift
+  place=$VIRTUAL_ENV/$name
+  installed=$place/.installed
+  if [[ $(cat "$installed" 2>/dev/null) == "$*" ]]; then
+    return
+  fi
+  echo "installing $* beside, into $place"
+  rm -rf "$place"
+  python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" "$@" || return
+  mkdir -p "$place" && echo "$*" >"$installed"
 }

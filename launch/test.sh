@@ -18,15 +18,21 @@ EOF
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
 esac
-selection="not slow and not multiprocess and not topology and not device"
+selection="not slow and not multiprocess and not topology and not device and not legacy"
+all=
 if [[ ${1:-} == --all ]]; then
-  selection=""
+  selection="" all=yes
   shift
 fi
 
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_vit_jax test
+# timm needs torchvision, whose PyPI build beside PyTorch's CPU build breaks transformers' import.
+install_beside timm timm==1.0.31 torchvision==0.28.0
+if [[ $all ]]; then
+  install_beside transformers4 transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+fi
 cd "$repository"
 # Exit code 5 of pytest (no test ran) is a failure, and stays one.
 exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$selection" "$@"

@@ -19,9 +19,10 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("train",),
-    ("evaluate", "convert", "predict", "warm_start"),
+    ("publish",),
+    ("evaluate", "convert", "predict", "warm_start", "provenance"),
     ("load", "plan", "resume"),
-    ("resolve", "step", "doctor"),
+    ("resolve", "step", "doctor", "attention_map"),
     ("recipes", "pace"),
     ROOMS,
     ("models",),
@@ -40,8 +41,11 @@ LIBRARIES = {
     "config": {"ml_collections"},
 }
 # Judges, imported only inside the function that calls them.
-OPTIONAL = {"torch": {"interop"}, "transformers": {"interop"}}
-FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torchvision", "timm", "clu"}
+OPTIONAL = {
+    "torch": {"interop"}, "transformers": {"interop"}, "timm": {"interop"},
+    "huggingface_hub": {"interop"}, "fsspec": {"interop"},
+}
+FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torchvision", "clu"}
 
 MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "configs"
@@ -146,8 +150,8 @@ def loaded_after(statement):
   """Runs a statement in a fresh process; which heavy modules it loaded, and jax's backends."""
   program = f"""
 import sys
-{statement}
-heavy = ("torch", "tensorflow", "transformers", "jax")
+{textwrap.dedent(statement)}
+heavy = ("torch", "tensorflow", "transformers", "timm", "huggingface_hub", "jax")
 loaded = [name for name in heavy if name in sys.modules]
 started = False
 if "jax" in sys.modules:
@@ -173,9 +177,22 @@ def test_training_loads_jax_alone_and_starts_no_device():
   assert loaded_after("import vit_jax.train, vit_jax.convert") == ({"jax"}, False)
 
 
-def test_formats_and_preprocessing_need_no_jax():
-  statement = "import vit_jax.interop.huggingface, vit_jax.data.preprocess, vit_jax.data.open"
-  assert loaded_after(statement) == (set(), False)
+def test_preprocessing_needs_no_jax():
+  assert loaded_after("import vit_jax.data.preprocess, vit_jax.data.open") == (set(), False)
+
+
+def test_formats_start_no_device_and_load_no_judge():
+  """A model's shapes are traced, never computed; a TPU host converts while its TPU trains."""
+  statement = """
+      from vit_jax.interop import read, targets, verify
+      from vit_jax.models.vit import param_shapes
+      for name in targets.TARGETS:
+        targets.target(name)
+      model = dict(width=8, depth=1, mlp_dim=8, num_heads=2, patch_size=4, image_size=8)
+      param_shapes(model | {"num_classes": 2})
+  """
+  loaded, started = loaded_after(statement)
+  assert not loaded & {"torch", "transformers", "timm", "huggingface_hub"} and not started
 
 
 def test_the_data_pipeline_starts_no_device():

@@ -13,9 +13,13 @@ import textwrap
 import traceback
 
 from vit_jax import __version__
+from vit_jax.interop.targets import TARGETS
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 
-_REF = "RUN[@STEP|@latest|@best], or a Hugging Face directory"
+_REF = (
+    "RUN[@STEP|@latest|@best][+ema]; a directory of Hugging Face or timm; a file (.npz, "
+    ".safetensors, .pth); hf:USER/NAME[@REV], timm:NAME, gs://BUCKET/PATH"
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -121,12 +125,21 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   add("images", nargs="+", metavar="IMAGE")
 
   add = verb("convert", _convert, "Write a checkpoint in somebody else's format, verified.", """\
-  vit-jax convert --model=runs/digits --output=digits_hf --to=huggingface""")
+  vit-jax convert --model=runs/digits --output=digits_hf --to=huggingface
+  vit-jax convert --model=B_16.npz --output=b16_timm --to=timm --dtype=bfloat16
+  for step in 10000 20000; do vit-jax convert --model=runs/a@$step --output=a_$step; done
+The export is read back, compared bit by bit and, where torch is installed, run against ours before
+it appears; DIR/conversion.json holds the proof.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--output", required=True, metavar="PATH", help="directory to write")
-  add("--to", default="huggingface", choices=["huggingface"], help="the format")
-  add("--architecture", metavar="CLASS", help="ViTForImageClassification, ViTModel [the richest]")
-  add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+  add("--to", default="huggingface", choices=list(TARGETS), help="the format [huggingface]")
+  add("--architecture", metavar="CLASS",
+      help="a class of the format, such as ViTModel [the richest that holds the weights]")
+  add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
+      help="of the stored weights [float32]")
+  add("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights [5GB]")
+  add("--classes", metavar="MAP", help="keep these classes of the head: imagenet1k (of an "
+      "ImageNet-21k head), or a file with an index or WordNet id a line")
 
   add = verb("configs", _configs, "List the recipes, or copy one here to edit.", """\
   vit-jax configs            the recipes
@@ -176,11 +189,12 @@ def _predict(arguments, overrides):
 
 def _convert(arguments, overrides):
   del overrides
-  from vit_jax.convert import convert
+  from vit_jax.convert import convert, parse_bytes
 
   convert(
-      arguments.model, output=arguments.output, architecture=arguments.architecture,
-      dtype=arguments.dtype,
+      arguments.model, output=arguments.output, to=arguments.to,
+      architecture=arguments.architecture, dtype=arguments.dtype,
+      max_shard_bytes=parse_bytes(arguments.max_shard_size), classes=arguments.classes,
   )
 
 

@@ -175,6 +175,10 @@ FIELDS = {
     "optimizer.clip_global_norm": Field(
         1.0, RECIPE, "largest gradient norm; None: off", float, minimum=1e-12
     ),
+    "optimizer.ema_decay": Field(
+        None, RECIPE, "of the average of parameters that is evaluated and exported; None: off",
+        float, minimum=0, maximum=0.9999999,
+    ),
     "schedule.name": Field("cosine", RECIPE, "decay", choices=("cosine", "linear", "constant")),
     "schedule.warmup": Field("0 steps", RECIPE, "linear from 0", units=_STEPS),
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),

@@ -1,65 +1,137 @@
 """A checkpoint into somebody else's format, proved before it is called done."""
 
 import contextlib
+import dataclasses
+import pathlib
 
 import numpy as np
+import sklearn.datasets
 
 from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.open import open_dataset
 from vit_jax.data.preprocess import Preprocessing
-from vit_jax.errors import DataError
-from vit_jax.interop.verify import export_huggingface
+from vit_jax.errors import ConfigError, DataError
+from vit_jax.interop.class_map import slice_head
+from vit_jax.interop.imported import Imported
+from vit_jax.interop.targets import target
+from vit_jax.interop.verify import export
 from vit_jax.load import load
+from vit_jax.models.flops import forward_macs
 
-_IMAGES = 8
+# Images to verify with: as many as cost about this many multiply-accumulates, 2 to 8.
+_MACS = 0.4e12
 
 
-def convert(ref: str, *, output: str, architecture: str | None, dtype: str) -> None:
-  """Writes a Hugging Face directory and verifies it; prints what was written and measured.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What an export was made of: the attributes of `load.Checkpoint` without the weights."""
+
+  ref: str
+  model_config: dict
+  preprocessing: dict
+  labels: tuple[str, ...] | None
+  config: object
+  step: int | None
+  report: tuple[str, ...]
+
+
+def convert(
+    ref: str, *, output: str, to: str, architecture: str | None, dtype: str,
+    max_shard_bytes: int, classes: str | None = None,
+) -> None:
+  """Writes an export and verifies it; prints what was written and measured.
 
   Args:
     ref: the checkpoint (see `load`).
     output: directory to write.
-    architecture: a class of transformers, None for the richest that holds the weights.
+    to: a key of `interop.targets.TARGETS`.
+    architecture: a class of the format, None for the richest that holds the weights.
     dtype: of the stored weights.
+    max_shard_bytes: largest file of weights.
+    classes: which of the head's classes to keep, see `interop.class_map`; None for all.
 
   Raises:
     CheckpointError: the format cannot hold the model, or the numbers differ.
   """
-  checkpoint = load(ref)
-  for line in checkpoint.report:
-    print(f"{ref}: {line}")
-  written, proof = export_huggingface(
-      output,
-      model=checkpoint.model_config,
-      params=checkpoint.params,
-      preprocessing=checkpoint.preprocessing,
-      labels=checkpoint.labels,
-      architecture=architecture,
-      dtype=dtype,
-      images=_sample_images(checkpoint),
+  report, proof, origin = export_checkpoint(
+      ref, output, to=to, architecture=architecture, dtype=dtype,
+      max_shard_bytes=max_shard_bytes, classes=classes,
   )
+  for line in origin.report:
+    print(f"{ref}: {line}")
   print(
-      f"{output}: {written['architecture']} in {dtype}, {written['parameters']:,} parameters, read "
+      f"{output}: {report['architecture']} in {dtype}, {report['parameters']:,} parameters, read "
       "back bit-equal"
   )
-  for note in written["notes"]:
+  for note in report["notes"]:
     print(f"  {note}")
   print(_figures(proof))
+
+
+def export_checkpoint(
+    ref: str, directory, *, to: str = "huggingface", architecture: str | None = None,
+    dtype: str = "float32", max_shard_bytes: int = 5_000_000_000, classes: str | None = None,
+) -> tuple[dict, dict, Origin]:
+  """Writes one export, proved; arguments and errors as of `convert`.
+
+  Returns:
+    (report, proof, origin): what conversion.json says, its verification, and what was exported.
+  """
+  origin = None
+
+  def load_source():
+    nonlocal origin
+    checkpoint = load(ref)
+    fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)}
+    model, params, labels = checkpoint.model_config, checkpoint.params, checkpoint.labels
+    if classes is not None:
+      model, params, labels, said = slice_head(model, params, labels, wanted=classes)
+      fields |= {"model_config": model, "labels": labels, "report": checkpoint.report + (said,)}
+    origin = Origin(**fields)
+    source = Imported(
+        model=model, params=params, preprocessing=checkpoint.preprocessing, labels=labels,
+        report=checkpoint.report,
+    )
+    return source, _sample_images(checkpoint)
+
+  report, proof = export(
+      pathlib.Path(directory), target(to), load=load_source, architecture=architecture,
+      dtype=dtype, max_shard_bytes=max_shard_bytes,
+  )
+  return report, proof, origin
+
+
+def parse_bytes(text: str) -> int:
+  """"5GB", "500MB" or a plain number of bytes, decimal as transformers' `max_shard_size`.
+
+  Raises:
+    ConfigError: anything else.
+  """
+  units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
+  number = text.strip().upper()
+  unit = next(u for u in units if number.endswith(u))
+  try:
+    size = int(float(number.removesuffix(unit)) * units[unit])
+  except ValueError:
+    size = 0
+  if size < 1:
+    raise ConfigError(f"--max-shard-size={text}: write a size such as 5GB or 500MB")
+  return size
 
 
 def _figures(proof: dict) -> str:
   """The measured differences, a line a batch."""
   if proof["pytorch"] is None:
-    return (
-        "  not compared with PyTorch, which is not installed here: pip install 'vit_jax[torch]' and "
-        "convert again for the proof"
-    )
-  lines = [
-      f"  PyTorch agrees on {batch}: outputs differ by {figures['outputs']['difference']:.2g}, the "
-      f"largest is {figures['outputs']['largest']:.3g}"
-      for batch, figures in proof["pytorch"].items()
-  ]
+    lines = [
+        "  not compared with PyTorch: the library that reads this format is not installed here "
+        "(pip install 'vit_jax[torch]', and timm for its own)"
+    ]
+  else:
+    lines = [
+        f"  PyTorch agrees on {batch}: outputs differ by {figures['outputs']['difference']:.2g}, "
+        f"the largest is {figures['outputs']['largest']:.3g}"
+        for batch, figures in proof["pytorch"].items()
+    ]
   if "rounding" in proof:
     rounding = proof["rounding"]
     lines.append(
@@ -70,24 +142,34 @@ def _figures(proof: dict) -> str:
 
 
 def _sample_images(checkpoint) -> np.ndarray:
-  """Real images of the run's held-out split, float32 `[B, S, S, 3]`; patterns where the data is
-  not at hand."""
-  size = checkpoint.model_config["image_size"]
-  y, x = np.mgrid[:size, :size] / size
-  waves = [np.sin((x * i + y * (_IMAGES - i)) * 6) for i in range(_IMAGES)]
-  patterns = np.repeat(np.stack(waves)[..., None], 3, axis=-1).astype(np.float32)
-  if checkpoint.config is None:
-    return patterns
-  inputs, images = checkpoint.config.input, []
-  preprocess = Preprocessing.from_dict(checkpoint.preprocessing)
-  try:
-    dataset = open_dataset(inputs.dataset, path=inputs.path, held_out=inputs.held_out)
-    source = list(dataset.splits.values())[-1]
-    for index in range(min(4 * _IMAGES, len(source))):
-      with contextlib.suppress(UnreadableImage):
-        images.append(preprocess([source.record(index)["image"]]))
-      if len(images) == _IMAGES:
-        break
-  except DataError:
-    pass  # the data is elsewhere by now
-  return np.concatenate(images) if images else patterns
+  """Real images to verify with, float32 `[B, H, W, 3]`: of the run's held-out split, or the photos
+  that come with scikit-learn where there is none at hand."""
+  model = checkpoint.model_config
+  count = int(np.clip(_MACS // forward_macs(**model), 2, 8))
+  preprocessing = dict(checkpoint.preprocessing)
+  if preprocessing["image_size"] != model["image_size"]:
+    preprocessing = {
+        "image_size": model["image_size"], "mean": preprocessing["mean"],
+        "std": preprocessing["std"],
+    }
+  preprocess = Preprocessing.from_dict(preprocessing)
+  images = []
+  if checkpoint.config is not None:
+    inputs = checkpoint.config.input
+    with contextlib.suppress(DataError):  # the data is elsewhere by now
+      dataset = open_dataset(inputs.dataset, path=inputs.path, held_out=inputs.held_out)
+      source = list(dataset.splits.values())[-1]
+      for index in range(min(4 * count, len(source))):
+        with contextlib.suppress(UnreadableImage):
+          images.append(preprocess([source.record(index)["image"]]))
+        if len(images) == count:
+          break
+  return np.concatenate(images) if images else preprocess(_photos()[:count])
+
+
+def _photos() -> list[np.ndarray]:
+  """Eight uint8 `[H, W, 3]`: two photos, their halves, and the photos mirrored."""
+  whole = sklearn.datasets.load_sample_images().images
+  half = whole[0].shape[1] // 2
+  halves = [part for image in whole for part in (image[:, :half], image[:, half:])]
+  return [*whole, *halves, *(np.ascontiguousarray(image[:, ::-1]) for image in whole)]

@@ -1,6 +1,8 @@
 """Any REF to a checkpoint: model, parameters, preprocessing and labels.
 
-REF: `RUN[@STEP|@latest|@best]` for a run of ours, or a Hugging Face directory.
+REF: `RUN[@STEP|@latest|@best][+ema]` for a run of ours; a directory of Hugging Face, of timm or of
+an export of ours; a file of weights (.npz, .safetensors, .pth, .bin); `hf:USER/NAME[@REV]`,
+`timm:NAME`; or a URL such as `gs://BUCKET/PATH` of a directory or file.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.interop import huggingface
+from vit_jax.interop import fetch, read
 from vit_jax.models.positions import grid, resize_position_embedding
 from vit_jax.models.vit import DEFAULTS, ViT
 
@@ -73,21 +75,7 @@ def load(
   Raises:
     CheckpointError: nothing there, or not readable; the text says what was looked for.
   """
-  directory, which = split_ref(str(ref))
-  if not directory.is_dir():
-    raise CheckpointError(
-        f"{ref}: there is no directory {directory}. A checkpoint is named by a run's directory "
-        "(RUN, RUN@STEP, RUN@best) or by a Hugging Face directory"
-    )
-  if RunDirectory(directory).exists():
-    checkpoint = _load_run(directory, which or "latest")
-  elif (directory / "config.json").exists() and not which:
-    checkpoint = _load_huggingface(directory)
-  else:
-    raise CheckpointError(
-        f"{ref}: {directory} is neither a run of vit_jax (run.json and checkpoints/) nor a Hugging "
-        "Face directory (config.json and model.safetensors)"
-    )
+  checkpoint = _load(str(ref))
   if dtype is not None:
     model_config = checkpoint.model_config | {"dtype": dtype}
     checkpoint = dataclasses.replace(checkpoint, model_config=model_config)
@@ -96,11 +84,31 @@ def load(
   return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
 
 
+def _load(ref: str) -> Checkpoint:
+  """Finds out what a reference names and reads it as it is."""
+  if fetch.is_remote(ref):
+    return _load_foreign(fetch.fetch(ref), ref)
+  path, which = split_ref(ref)
+  if RunDirectory(path).exists():
+    return _load_run(path, which or "latest")
+  if not path.exists():
+    raise CheckpointError(
+        f"{ref}: there is nothing at {path}. A checkpoint is named by a run's directory (RUN, "
+        "RUN@STEP, RUN@best, each with +ema for its average), by a directory of Hugging Face or "
+        "timm, by a file (.npz, .safetensors), by hf:USER/NAME, timm:NAME or gs://BUCKET/PATH"
+    )
+  if which:
+    raise CheckpointError(f"{ref}: {path} is not a run of vit_jax, so it has no step {which!r}")
+  return _load_foreign(path, str(path))
+
+
 def split_ref(ref: str) -> tuple[pathlib.Path, str]:
-  """Splits RUN@WHICH into an absolute path and what follows the last @, "" where nothing does; a
-  directory whose own name holds an @ is found first."""
+  """Splits RUN@WHICH or RUN+ema into an absolute path and WHICH ("best", "100+ema", "+ema"; "" where
+  nothing follows); a directory whose own name holds an @ or a + is found first."""
   path, at, which = ref.rpartition("@")
-  if not at or os.sep in which or os.path.exists(ref):
+  if not at and ref.endswith("+ema"):
+    path, which = ref.removesuffix("+ema"), "+ema"
+  if not path or os.sep in which or os.path.exists(ref):
     path, which = ref, ""
   return pathlib.Path(os.path.abspath(os.path.expanduser(path))), which
 
@@ -185,57 +193,81 @@ def with_classes(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
 
 
 def _load_run(directory, which: str) -> Checkpoint:
-  """Reads one committed step of a run: "latest", "best" or a number."""
+  """Reads one committed step of a run: "latest", "best" or a number, +ema where that is demanded.
+
+  The average of the parameters is what a run evaluates and keeps its best by, so it is taken
+  wherever there is one.
+  """
+  which, plus, demanded = which.partition("+")
+  if plus and demanded != "ema":
+    raise CheckpointError(f"{directory}@{which}+{demanded}: only +ema may follow a step")
   run = RunDirectory(directory)
   info = run.read_info()
   with Checkpoints(
       run.checkpoints, best_metric=info["best_metric"], read_only=True
   ) as checkpoints:
-    if which == "best" and info["best_metric"] is None:
-      raise CheckpointError(
-          f"{directory}@best: the run kept no best checkpoint; train with "
-          "--config.checkpoint.best_metric=accuracy, or name a step"
-      )
-    named = {"latest": checkpoints.latest, "best": checkpoints.best}
-    step = named[which]() if which in named else int(which) if which.isdigit() else which
-    if step not in checkpoints.steps():
-      have = ", ".join(map(str, checkpoints.steps())) or "none"
-      raise CheckpointError(f"{directory}@{which}: no such checkpoint; committed steps: {have}")
-    params, meta = checkpoints.restore_params(step)
+    step = _step(checkpoints, which or "latest", directory, info)
+    params, meta = checkpoints.restore_ema(step)
+    averaged = params is not None
+    if not averaged:
+      if demanded:
+        raise CheckpointError(
+            f"{directory}@{step}+ema: the run keeps no average of its parameters; train with "
+            "--config.optimizer.ema_decay=0.9999, or leave +ema out"
+        )
+      params, meta = checkpoints.restore_params(step)
   config = config_lib.from_json(meta["config"], origin=f"{directory}, step {step}")
   labels = tuple(info["classes"])
+  decay = config.optimizer.ema_decay
   return Checkpoint(
-      ref=f"{directory}@{step}",
+      ref=f"{directory}@{step}" + "+ema" * averaged,
       model_config=resolve.model_arguments(config, num_classes=len(labels)),
       params=params,
       preprocessing=resolve.preprocessing(config),
       labels=labels,
       config=config,
       step=step,
+      report=(f"the average of the parameters (decay {decay}) at step {step}",) * averaged,
   )
 
 
-def _load_huggingface(directory) -> Checkpoint:
-  """Reads a Hugging Face directory; without a processor file, transformers' defaults for ViT."""
-  read = huggingface.read(directory)
-  report, preprocessing = read.report, read.preprocessing
+def _step(checkpoints, which: str, directory, info) -> int:
+  """The number of the step that "latest", "best" or a number names."""
+  if which == "best" and info["best_metric"] is None:
+    raise CheckpointError(
+        f"{directory}@best: the run kept no best checkpoint; train with "
+        "--config.checkpoint.best_metric=accuracy, or name a step"
+    )
+  named = {"latest": checkpoints.latest, "best": checkpoints.best}
+  step = named[which]() if which in named else int(which) if which.isdigit() else which
+  if step not in checkpoints.steps():
+    have = ", ".join(map(str, checkpoints.steps())) or "none"
+    raise CheckpointError(f"{directory}@{which}: no such checkpoint; committed steps: {have}")
+  return step
+
+
+def _load_foreign(path: pathlib.Path, ref: str) -> Checkpoint:
+  """Reads other people's formats, and exports of ours; where nothing says how images are
+  preprocessed, as `ViTImageProcessor` does by default."""
+  imported = read.read(path)
+  report, preprocessing = imported.report, imported.preprocessing
+  size = imported.model["image_size"]
   if preprocessing is None:
     preprocessing = {
-        "image_size": read.model["image_size"], "resize": "squash", "short_side": None,
-        "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
-        "exif_orientation": True,
+        "image_size": size, "resize": "squash", "short_side": None, "interpolation": "bilinear",
+        "mean": (0.5,) * 3, "std": (0.5,) * 3, "exif_orientation": True,
     }
-    report += ("assumed ViTImageProcessor's defaults: squash, bilinear, mean and std 0.5",)
-  elif preprocessing["image_size"] != read.model["image_size"]:
-    raise CheckpointError(
-        f"{directory}: preprocessor_config.json makes images of {preprocessing['image_size']} "
-        f"pixels, config.json says {read.model['image_size']}: make them agree"
+    report += ("assumed how images are preprocessed: squash, bilinear, mean and std 0.5",)
+  elif preprocessing["image_size"] != size:
+    report += (
+        f"images are preprocessed to {preprocessing['image_size']} pixels; positions, of {size} "
+        "pixels, are interpolated to that",
     )
   return Checkpoint(
-      ref=str(directory),
-      model_config=read.model,
-      params=read.params,
+      ref=ref,
+      model_config=imported.model,
+      params=imported.params,
       preprocessing=preprocessing,
-      labels=read.labels,
+      labels=imported.labels,
       report=report,
   )

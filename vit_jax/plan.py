@@ -93,7 +93,7 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
   )
   optimizer = make_optimizer(
       schedule=schedule,
-      **{k: v for k, v in config.optimizer.items() if k != "learning_rate"},
+      **{k: v for k, v in config.optimizer.items() if k not in ("learning_rate", "ema_decay")},
   )
   prepare = functools.partial(
       prepare_batch,
@@ -103,7 +103,10 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
       mixup_alpha=config.batch_ops.mixup_alpha,
   )
   image = np.zeros((1, config.model.image_size, config.model.image_size, 3), np.float32)
-  init = lambda key: init_state(objective, optimizer, key, {"image": image})
+  ema_decay = config.optimizer.ema_decay
+  init = lambda key: init_state(
+      objective, optimizer, key, {"image": image}, ema_decay=ema_decay
+  )
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
   abstract = jax.eval_shape(init, init_key)
   state_shardings = sharding.shardings(abstract, mesh)
@@ -121,7 +124,8 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
       abstract=abstract,
       state_shardings=state_shardings,
       train_step=make_train_step(
-          objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings
+          objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings,
+          ema_decay=ema_decay,
       ),
   )
 

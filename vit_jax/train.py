@@ -220,7 +220,7 @@ def _loop(
         _check_finite(step, trained["train/loss"], (), checkpoints)
         checkpoints.check()
       if evaluation_due:
-        measured = evaluator.run(state.params)
+        measured = evaluator.run(state.averaged)
         evaluated = {f"eval/{evaluator.name}/{k}": value for k, value in measured.items()}
         progress.message(f"step {step}: {evaluator.name} accuracy {measured['accuracy']:.2%}")
       if writer and (log_due or evaluation_due):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax.errors import CheckpointError
 from vit_jax.load import Checkpoint, at_image_size
@@ -61,4 +62,6 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
       f"init: weights from {before} px to {image_size} px{resampled}; new: {', '.join(new)}"
       + (f"; left out: {', '.join(left)}" if left else "")
   )
-  return dataclasses.replace(state, params=params), said
+  # A copy: the step donates both.
+  ema = jax.tree.map(jnp.copy, params) if state.ema else state.ema
+  return dataclasses.replace(state, params=params, ema=ema), said

@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop import verify
-from vit_jax.interop.huggingface_keys import leaf_shapes, leaves
-from vit_jax.models.vit import ViT
+from vit_jax.interop import huggingface, orbax_directory, verify
+from vit_jax.interop.imported import Imported
+from vit_jax.interop.targets import target
 
 QUERY = "vit.encoder.layer.1.attention.attention.query."
 POSITIONS = "vit.embeddings.position_embeddings"
@@ -18,6 +17,13 @@ POSITIONS = "vit.embeddings.position_embeddings"
 @pytest.fixture
 def images():
   return np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+
+
+def expect(model, params, images, *, architecture="ViTForImageClassification", dtype="float32"):
+  return verify.expect(
+      huggingface, model=model, params=params, images=images, architecture=architecture,
+      dtype=dtype,
+  )
 
 
 def swap_heads(tensors):
@@ -61,25 +67,34 @@ def mutated(request, export, edit_json, edit_tensors, model, params):
   return directory
 
 
-def test_reading_back_catches_every_mutation(mutated, model, params):
+def test_reading_back_catches_every_mutation(mutated, model, params, images):
   with pytest.raises(CheckpointError, match="read back is not the model"):
-    verify.compare_bits(mutated, model=model, params=params)
+    verify.compare_bits(huggingface.read(mutated), expect(model, params, images))
 
 
 @pytest.mark.torch
 def test_pytorch_catches_every_mutation(mutated, model, params, images):
   pytest.importorskip("transformers")
-  with pytest.raises(CheckpointError, match="transformers computes other"):
-    verify.compare_pytorch(mutated, model=model, params=params, batches={"images": images})
+  expected = expect(model, params, images)
+  judged = huggingface.judge(mutated, expected.batches, None)
+  with pytest.raises(CheckpointError, match="PyTorch computes other"):
+    verify.compare_answers(expected.answers, judged)
 
 
 def test_the_gate_refuses_a_mutation_and_notes_nothing(mutated, model, params, images):
   with pytest.raises(CheckpointError):
-    verify.verify_huggingface(mutated, model=model, params=params, images=images)
+    verify.prove(mutated, huggingface, expect(model, params, images))
   assert json.loads((mutated / "conversion.json").read_text())["verification"] is None
 
 
-def test_the_smallest_change_of_one_weight_is_found(export, edit_tensors, model, params):
+def test_hugging_faces_default_epsilon_is_found(export, edit_json, model, params, images):
+  directory = export(model, params=params)
+  edit_json(directory / "config.json", layer_norm_eps=1e-12)
+  with pytest.raises(CheckpointError, match="layer_norm_epsilon is 1e-12 instead of 1e-06"):
+    verify.prove(directory, huggingface, expect(model, params, images))
+
+
+def test_the_smallest_change_of_one_weight_is_found(export, edit_tensors, model, params, images):
   directory = export(model, params=params)
 
   def nudge(tensors):
@@ -88,44 +103,45 @@ def test_the_smallest_change_of_one_weight_is_found(export, edit_tensors, model,
 
   edit_tensors(directory / "model.safetensors", nudge)
   with pytest.raises(CheckpointError, match="head/bias differs"):
-    verify.compare_bits(directory, model=model, params=params)
-
-
-def test_the_tree_is_the_models(model):
-  model |= {"pre_logits": True}
-  init = lambda: ViT(**model).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
-  shapes = {path: leaf.shape for path, leaf in leaves(jax.eval_shape(init)["params"])}
-  assert shapes == leaf_shapes(model)
+    verify.compare_bits(huggingface.read(directory), expect(model, params, images))
 
 
 def test_without_pytorch_only_bits_are_compared(export, model, params, images, monkeypatch):
-  monkeypatch.setattr(verify, "_has_pytorch", lambda: False)
+  monkeypatch.setattr(huggingface, "judge", lambda *_: None)
   directory = export(model, params=params)
-  result = verify.verify_huggingface(directory, model=model, params=params, images=images)
+  result = verify.prove(directory, huggingface, expect(model, params, images))
   assert (result["bit_equal"], result["pytorch"]) == (True, None)
-  assert "torch" not in result["versions"]
   assert json.loads((directory / "conversion.json").read_text())["verification"] == result
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("change, dtype, gelu", [
-    ({}, "float32", "tanh"),
-    ({}, "bfloat16", "erf"),
-    ({"num_classes": 0}, "float32", "erf"),
-    ({"num_classes": 0, "pre_logits": True}, "float16", "tanh"),
+@pytest.mark.parametrize("change, architecture, dtype, gelu", [
+    ({}, "ViTForImageClassification", "float32", "tanh"),
+    ({}, "ViTForImageClassification", "bfloat16", "erf"),
+    ({"num_classes": 0}, "ViTModel", "float32", "erf"),
+    ({"num_classes": 0, "pre_logits": True}, "ViTModel", "float16", "tanh"),
+    ({"num_classes": 0, "pooling": "none", "pixel_decoder": True, "mask_token": True},
+     "ViTForMaskedImageModeling", "float32", "erf"),
+    ({"position_embedding": "sincos2d_mae"}, "ViTForImageClassification", "float32", "erf"),
 ])
-def test_pytorch_agrees(export, random_params, model, images, change, dtype, gelu):
+def test_pytorch_agrees(
+    export, random_params, model, images, change, architecture, dtype, gelu
+):
   pytest.importorskip("transformers")
   # What only training reads must not disturb.
   model |= change | {"gelu": gelu, "dropout": 0.1, "dtype": "bfloat16", "scan": False}
   directory = export(model, dtype=dtype)
-  result = verify.verify_huggingface(
-      directory, model=model, params=random_params(model), images=images
+  expected = expect(
+      model, random_params(model), images, architecture=architecture, dtype=dtype
   )
-  for batch in ("images", "noise"):
-    for what in ("tokens", "outputs"):
-      figure = result["pytorch"][batch][what]
-      assert 0 < figure["difference"] <= 5e-6 * figure["largest"]
+  result = verify.prove(directory, huggingface, expected)
+  names = {"tokens", "outputs"} | ({"loss"} if change.get("pixel_decoder") else set())
+  assert {"images": names, "noise": names} == {
+      batch: set(figures) for batch, figures in result["pytorch"].items()
+  }
+  for figures in result["pytorch"].values():
+    for name, figure in figures.items():
+      assert figure["difference"] <= 5e-6 * figure["largest"] and figure["largest"] > 0.01, name
   assert ("rounding" in result) == (dtype != "float32")
   if dtype == "bfloat16":
     assert 1e-4 < result["rounding"]["difference"] < 0.1
@@ -139,13 +155,15 @@ def test_a_new_zero_head_still_proves_the_encoder(export, edit_json, model, para
   pytest.importorskip("transformers")
   params["head"] = {key: np.zeros_like(leaf) for key, leaf in params["head"].items()}
   directory = export(model, params=params)
-  batches = {"images": images}
-  figures = verify.compare_pytorch(directory, model=model, params=params, batches=batches)
+  expected = expect(model, params, images)
+  judged = huggingface.judge(directory, expected.batches, None)
+  figures = verify.compare_answers(expected.answers, judged)
   assert figures["images"]["outputs"] == {"difference": 0.0, "largest": 0.0}
   assert figures["images"]["tokens"]["largest"] > 0.1
   edit_json(directory / "config.json", layer_norm_eps=1e-3)
+  judged = huggingface.judge(directory, expected.batches, None)
   with pytest.raises(CheckpointError, match="other tokens"):
-    verify.compare_pytorch(directory, model=model, params=params, batches=batches)
+    verify.compare_answers(expected.answers, judged)
 
 
 @pytest.mark.torch
@@ -157,4 +175,46 @@ def test_an_unclean_load_is_refused(export, edit_tensors, model, params, images)
       lambda t: {k: v for k, v in t.items() if k != "classifier.bias"},
   )
   with pytest.raises(CheckpointError, match="missing_keys classifier.bias"):
-    verify.compare_pytorch(directory, model=model, params=params, batches={"images": images})
+    huggingface.judge(directory, {"images": images}, None)
+
+
+def test_answers_of_another_shape_or_nan_fail():
+  ours = {"images": {"outputs": np.ones((2, 3), np.float32)}}
+  for theirs, said in ((np.ones((2, 4)), "of shape"), (np.full((2, 3), np.nan), "computes other")):
+    with pytest.raises(CheckpointError, match=said):
+      verify.compare_answers(ours, {"images": {"outputs": theirs}})
+
+
+@pytest.fixture
+def source(model, params, preprocessing, images):
+  imported = Imported(
+      model=model, params=params, preprocessing=preprocessing, labels=None, report=()
+  )
+  return lambda: (imported, images)
+
+
+def test_an_export_appears_proved_and_replaces_the_earlier_one(source, tmp_path):
+  options = {"architecture": None, "dtype": "float32", "max_shard_bytes": 10**9}
+  for _ in range(2):
+    report, proof = verify.export(tmp_path / "out", orbax_directory, load=source, **options)
+    assert proof == report["verification"] and proof["bit_equal"]
+    assert json.loads((tmp_path / "out" / "conversion.json").read_text()) == report
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_fails_its_proof_leaves_the_earlier_one(source, tmp_path, monkeypatch):
+  options = {"architecture": None, "dtype": "float32", "max_shard_bytes": 10**9}
+  verify.export(tmp_path / "out", orbax_directory, load=source, **options)
+  before = (tmp_path / "out" / "conversion.json").read_text()
+  wrong = {"images": {"outputs": np.zeros((2, 5), np.float32)}}
+  monkeypatch.setattr(orbax_directory, "judge", lambda *_: wrong)
+  with pytest.raises(CheckpointError, match="was not written, and an earlier export .* PyTorch"):
+    verify.export(tmp_path / "out", orbax_directory, load=source, **options)
+  assert (tmp_path / "out" / "conversion.json").read_text() == before
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_target_has_the_one_shape():
+  for name in ("huggingface", "timm", "google-npz", "big-vision-npz", "orbax"):
+    for function in ("read", "choose", "fit", "write", "judge"):
+      assert callable(getattr(target(name), function)), (name, function)

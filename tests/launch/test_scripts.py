@@ -127,7 +127,11 @@ def test_test_sh_leaves_with_the_exit_code_of_pytest(body, code, checkout, envir
   assert done.returncode == code, done.stdout + done.stderr
   if "slow" in body:
     assert run("bash", script, "--all", env=environment.variables).returncode == 0
-  assert len(environment.pip_calls) == 1
+  # The package, timm beside it, and for --all the older transformers; each once.
+  beside = ["timm", "transformers4"] if "slow" in body else ["timm"]
+  assert len(environment.pip_calls) == 1 + len(beside)
+  for name, call in zip(beside, environment.pip_calls[1:]):
+    assert "--no-deps" in call and f"/{name} " in call
 
 
 def test_the_gate_is_test_sh_in_a_new_environment(checkout, environment):

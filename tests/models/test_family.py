@@ -9,6 +9,7 @@ import scipy.special
 
 from vit_jax.models.positions import resize_position_embedding, sincos2d
 from vit_jax.models.reconstruction import masked_l1
+from vit_jax.models.streamed import streamed_forward
 from vit_jax.models.vit import DEFAULTS, OUTPUTS, ViT, check, param_shapes, position_rows
 
 TINY = {
@@ -336,3 +337,17 @@ def test_masked_l1_is_hugging_faces_loss():
   reconstruction = answer.reconstruction.numpy().transpose(0, 2, 3, 1)
   got = masked_l1(images, reconstruction, mask, 4)
   np.testing.assert_allclose(got, answer.loss.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_streamed_forward_is_the_model(member):
+  changes = MEMBERS[member]
+  params = draw(param_shapes(TINY | changes))
+  images = images_for(TINY | changes)
+  mask = mask_for(changes, images)
+  names = ("tokens", "class_logits") if changes.get("distillation_head") else ("tokens",)
+  answer, extra = ours(changes, params, images, mask, outputs=names)
+  got = streamed_forward(DEFAULTS | TINY | changes, params, images, mask)
+  close(got["outputs"], answer)
+  for name in names:
+    close(got[name], extra[name])

@@ -244,11 +244,27 @@ class Checkpoints:
       CheckpointError: a file is not as it was written.
     """
     meta = self._verified(step)
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), self._stored_trees(step)["params"]
-    )
+    as_numpy = _as_numpy(self._stored_trees(step)["params"])
     restored = self._read(step, {"params": ocp.args.PyTreeRestore(restore_args=as_numpy)})
     return restored["params"], meta
+
+  def restore_ema(self, step: int) -> tuple[dict | None, dict]:
+    """Reads the average of the parameters alone: `training["ema"]`, as `restore_params`.
+
+    Returns:
+      (average, meta), the average None where the run keeps none.
+
+    Raises:
+      CheckpointError: a file is not as it was written.
+    """
+    meta = self._verified(step)
+    stored = self._stored_trees(step)["training"].get("ema")
+    if not stored:
+      return None, meta
+    wanted = ocp.args.PyTreeRestore(
+        item={"ema": stored}, restore_args={"ema": _as_numpy(stored)}, partial_restore=True
+    )
+    return self._read(step, {"training": wanted})["training"]["ema"], meta
 
   def _path(self, step: int) -> epath.Path:
     return self.directory / str(step)
@@ -346,6 +362,11 @@ class Checkpoints:
 
   def _failed_to_read(self, step: int, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{self._path(step)} cannot be read: {_reason(error)}")
+
+
+def _as_numpy(stored):
+  """How Orbax is told to give every leaf as a NumPy array."""
+  return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
 
 
 def _json_copy(meta: dict) -> dict:

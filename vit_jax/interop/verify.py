@@ -1,60 +1,79 @@
-"""The proof of an export: what was written is read back, and PyTorch judges it.
+"""The proof of an export: what was written is read back, and another library judges it.
 
-The one module of this room that computes: it imports jax, and torch where it is installed.
+Memory holds the weights once at any time: our answers are computed a block at a time and before
+the file is read back, which is compared by hashes, and the judge loads it when we hold none.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import dataclasses
+import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 from pathlib import Path
 import platform
-from typing import Mapping, Sequence
+from types import ModuleType
+from typing import Callable, Mapping
 
-import jax
 import numpy as np
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.export_directory import new_export
-from vit_jax.interop.huggingface import FILES, exported, read, write
-from vit_jax.interop.huggingface_keys import leaves
-from vit_jax.interop.tensor_files import first_ten, read_json, round_to
-from vit_jax.models.vit import ViT
+from vit_jax.interop.export_directory import MARK, new_export
+from vit_jax.interop.imported import Imported
+from vit_jax.interop.tensor_files import read_json, round_to
+from vit_jax.interop.tensor_table import first_ten, leaves
+from vit_jax.models.positions import grid
+from vit_jax.models.reconstruction import masked_l1
+from vit_jax.models.streamed import streamed_forward
+from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 # Largest difference allowed, relative to the largest value: float32 rounding over a whole model
 # stays a factor of ten below, and a wrong GELU or epsilon on trained weights far above.
 TOLERANCE = 2e-5
+# What decides which of a model's features its answer is.
+_ANSWER = ("num_classes", "pooling", "pre_logits", "pixel_decoder", "distillation_head")
 
 
-def export_huggingface(
-    directory, *, model: Mapping, params: Mapping, preprocessing: Mapping | None,
-    labels: Sequence[str] | None, architecture: str | None, dtype: str, images,
+def export(
+    directory, target: ModuleType, *, load: Callable[[], tuple[Imported, np.ndarray]],
+    architecture: str | None, dtype: str, max_shard_bytes: int,
 ) -> tuple[dict, dict]:
-  """Writes a Hugging Face directory that appears complete and proved, or not at all.
+  """Writes an export that appears complete and proved, or not at all.
 
   An earlier export there is replaced once the new one has passed; any other content is refused.
 
   Args:
     directory: to make; its parents are made too.
-    images: as in `verify_huggingface`.
-    Others: as in `huggingface.write`.
+    target: a format (see `targets.py`).
+    load: gives the checkpoint and float32 images `[B, H, W, 3]`, normalised; called once, here, so
+      that the weights are gone when the judge loads its own.
+    architecture: a class of the format, None for the richest that holds the weights.
+    dtype: of the stored tensors.
+    max_shard_bytes: largest file of weights where the format splits them.
 
   Returns:
     (report, proof): the content of the new conversion.json, and its "verification".
 
   Raises:
     ConfigError: unknown architecture or dtype.
-    CheckpointError: the class cannot hold the model, the place is taken or not writable, or what
+    CheckpointError: the format cannot hold the model, the place is taken or not writable, or what
       was written is not the model; whatever was in `directory` is there still.
   """
-  with new_export(directory, files=FILES) as partial:
-    report = write(
-        partial, model=model, params=params, preprocessing=preprocessing, labels=labels,
-        architecture=architecture, dtype=dtype,
+  with new_export(directory) as partial:
+    source, images = load()
+    options = {"architecture": architecture, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    report = target.write(
+        partial, model=source.model, params=source.params, preprocessing=source.preprocessing,
+        labels=source.labels, **options,
     )
     try:
-      proof = verify_huggingface(partial, model=model, params=params, images=images)
+      expected = expect(
+          target, model=source.model, params=source.params, images=images,
+          architecture=report["architecture"], dtype=dtype,
+      )
+      del source
+      proof = prove(partial, target, expected)
     except (CheckpointError, OSError) as error:  # transformers raises OSError too
       raise CheckpointError(
           f"{directory} was not written, and an earlier export there is as it was: {error}"
@@ -62,71 +81,116 @@ def export_huggingface(
   return report | {"verification": proof}, proof
 
 
-def verify_huggingface(directory, *, model: Mapping, params: Mapping, images) -> dict:
-  """Proves that a Hugging Face directory holds this model, and notes it in its conversion.json.
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """What an export must hold and compute, without the weights themselves.
 
-  Reads the directory back and compares every bit; then, where torch and transformers are
-  installed, compares the final tokens and the outputs that transformers computes with ours, on
-  `images` and on noise, both sides in float32 (ours at the highest matmul precision).  The
-  tokens count beside the outputs because a new head is zero and its logits then prove nothing.
+  Attributes:
+    model: the description as the format stores it.
+    digests: sha256 of each parameter, as stored, by path.
+    dtype: of the stored tensors.
+    batches: float32 `[B, H, W, 3]` by name.
+    patch_mask: bool `[N]` for every image, None for a model without pixel decoder.
+    answers: by batch what our model computes, see `streamed_forward`.
+  """
+
+  model: dict
+  digests: dict
+  dtype: str
+  batches: dict
+  patch_mask: np.ndarray | None
+  answers: dict
+
+
+def expect(
+    target: ModuleType, *, model: Mapping, params: Mapping, images, architecture: str, dtype: str
+) -> Expected:
+  """Notes what an export of a model must hold and compute.
 
   Args:
-    directory: as `huggingface.write` left it.
-    model: the model dict that was exported.
-    params: its parameters in full precision; a reduced-precision export is compared with our
-      model on the rounded ones.
-    images: float32 `[B, S, S, 3]`, normalised.
+    model, params: what is exported, the parameters in full precision.
+    images: float32 `[B, H, W, 3]`, normalised; noise of half as many is added.
+    architecture, dtype: as it was written.
+  """
+  images = np.asarray(images, np.float32)
+  noise = np.random.default_rng(0).standard_normal(
+      (max(1, len(images) // 2), *images.shape[1:]), np.float32
+  )
+  batches = {"images": images, "noise": noise}
+  rows, columns = grid(images.shape[1:3], model["patch_size"])
+  # Every third patch, as good as any: SimMIM masks at random.
+  patch_mask = np.arange(rows * columns) % 3 == 0 if model.get("pixel_decoder") else None
+  stored_model, stored = target.fit(model, params, architecture)
+  # The model itself is run, so that `fit` is proved too, unless its head is left out.
+  same = all(_setting(model, key) == _setting(stored_model, key) for key in _ANSWER)
+  ours = (model, params) if same else (stored_model, stored)
+  return Expected(
+      model=dict(stored_model),
+      digests=_digests(stored, dtype),
+      dtype=dtype,
+      batches=batches,
+      patch_mask=patch_mask,
+      answers=_answers(*ours, batches, patch_mask),
+  )
+
+
+def prove(directory, target: ModuleType, expected: Expected) -> dict:
+  """Proves that an export is what was expected, and notes it in its conversion.json.
+
+  Reads the directory back and compares settings and every bit; then lets the target's judge, where
+  it is installed, compute tokens and outputs on images and noise, and compares them with ours.
+  The tokens count beside the outputs because a new head is zero and its logits prove nothing.  Of
+  a reduced-precision export the judge is compared with our model on the rounded weights.
 
   Returns:
-    What conversion.json then says under "verification": `bit_equal` (True), `pytorch` (None
-    where it is not installed, else for "images" and "noise" the largest differences and values
-    of tokens and outputs), `tolerance`, `versions`; for reduced precision `rounding`, the
-    largest change of our outputs by rounding the weights, with the largest output.
+    What conversion.json then says under "verification": `bit_equal` (True), `pytorch` (None where
+    the judge is not installed, else by batch and name the largest "difference" and "largest"
+    value), `tolerance`, `versions`; for reduced precision `rounding`, the largest change of our
+    outputs by rounding the weights, with the largest output.
 
   Raises:
     CheckpointError: the directory does not hold this model; the text says what differs.
   """
   directory = Path(directory)
-  images = np.asarray(images, np.float32)
-  noise = np.random.default_rng(0).standard_normal(images.shape, np.float32)
-  config = read_json(directory / "config.json")
-  architecture, dtype = config["architectures"][0], config["dtype"]
-  model, params = exported(model, params, architecture)
-  rounded = _map(lambda leaf: round_to(leaf, dtype).astype(np.float32), params)
-  compare_bits(directory, model=model, params=rounded)
+  imported = target.read(directory)
+  compare_bits(imported, expected)
   result = {"bit_equal": True, "tolerance": TOLERANCE, "pytorch": None, "versions": _versions()}
-  if _has_pytorch():
-    batches = {"images": images, "noise": noise}
-    result["pytorch"] = compare_pytorch(directory, model=model, params=rounded, batches=batches)
-  if dtype != "float32":
-    ours = _ours(model)
-    full, coarse = (ours(p, images)["outputs"] for p in (params, rounded))
+  answers = expected.answers
+  if expected.dtype != "float32":
+    answers = _answers(imported.model, imported.params, expected.batches, expected.patch_mask)
+    full, coarse = expected.answers["images"]["outputs"], answers["images"]["outputs"]
     result["rounding"] = {
         "difference": float(np.abs(full - coarse).max()), "largest": float(np.abs(full).max())
     }
+  del imported
+  judged = target.judge(directory, expected.batches, expected.patch_mask)
+  if judged is not None:
+    result["pytorch"] = compare_answers(answers, judged)
   _note(directory, result)
   return result
 
 
-def compare_bits(directory, *, model: Mapping, params: Mapping):
-  """Reads a directory back and compares settings and parameters exactly.
-
-  Args:
-    model, params: what it must hold, the parameters float32 and already rounded to its dtype.
+def compare_bits(imported: Imported, expected: Expected) -> None:
+  """Compares settings and parameters of what was read back exactly.
 
   Raises:
     CheckpointError: they differ; the text lists where.
   """
-  imported = read(directory)
+  settings = {
+      key: (_setting(imported.model, key), _setting(expected.model, key))
+      for key in DESCRIPTION
+      # Of no consequence at the model's own image size; readers name their library's.
+      if key != "position_interpolation"
+  }
   wrong = [
-      f"{key} is {value!r} instead of {model[key]!r}"
-      for key, value in imported.model.items() if value != model[key]
+      f"{key} is {found!r} instead of {wanted!r}"
+      for key, (found, wanted) in settings.items() if found != wanted
   ]
-  found = dict(leaves(imported.params))
+  found = _digests(imported.params, expected.dtype)
   wrong += [
       f"{'/'.join(path)} differs"
-      for path, leaf in leaves(params)
-      if path not in found or not _same_bits(found[path], np.asarray(leaf, np.float32))
+      for path in sorted(expected.digests.keys() | found.keys())
+      if expected.digests.get(path) != found.get(path)
   ]
   if wrong:
     raise CheckpointError(
@@ -135,137 +199,77 @@ def compare_bits(directory, *, model: Mapping, params: Mapping):
     )
 
 
-def compare_pytorch(
-    directory, *, model: Mapping, params: Mapping, batches: Mapping[str, np.ndarray]
-) -> dict:
-  """Lets transformers load a directory and compares its tokens and outputs with ours.
-
-  Args:
-    model, params: what it must hold, the parameters float32.
-    batches: float32 `[B, S, S, 3]` images by name.
+def compare_answers(ours: Mapping, theirs: Mapping) -> dict:
+  """Compares what a judge computed with our answers, each by batch and name.
 
   Returns:
-    For each batch the largest "difference" and the "largest" value of "tokens" (after the final
-    norm) and "outputs" (logits, or pooled features).
+    {batch: {name: {"difference", "largest"}}}.
 
   Raises:
-    CheckpointError: keys are missing, unexpected or mismatched, or a difference exceeds
-      `TOLERANCE` times the largest value.
+    CheckpointError: a difference exceeds `TOLERANCE` times the largest value.
   """
-  judge, ours = _load_pytorch(Path(directory), pooler=model["pre_logits"]), _ours(model)
   figures = {}
-  for name, images in batches.items():
-    theirs = _theirs(judge, images)
-    figures[name] = {}
-    for what, mine in ours(params, images).items():
-      difference = float(np.abs(mine - theirs[what]).max())
+  for batch, answers in theirs.items():
+    figures[batch] = {}
+    for what, theirs_now in answers.items():
+      mine = np.asarray(ours[batch][what])
+      if mine.shape != np.shape(theirs_now):
+        raise CheckpointError(
+            f"With the export PyTorch computes {what} of shape {np.shape(theirs_now)}, this model "
+            f"of shape {mine.shape}. Do not publish it: its settings are not the model's."
+        )
+      difference = float(np.abs(mine - theirs_now).max())
       largest = float(np.abs(mine).max())
-      figures[name][what] = {"difference": difference, "largest": largest}
+      figures[batch][what] = {"difference": difference, "largest": largest}
       # Written so that NaN fails too.
       if not difference <= TOLERANCE * largest:
         raise CheckpointError(
-            f"With the export transformers computes other {what} than this model on {name}: they "
+            f"With the export PyTorch computes other {what} than this model on {batch}: they "
             f"differ by {difference:.3g} where the largest is {largest:.3g}, and {TOLERANCE:g} "
             "of it is allowed. Do not publish it: its weights or settings are not the model's."
         )
   return figures
 
 
-def _has_pytorch() -> bool:
-  return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-def _ours(model: Mapping):
-  """A function of (params, images): our final tokens `[B, N, D]` and outputs `[B, C or D]`."""
-  # Scanned blocks keep the compilation short however deep the model is.
-  module = ViT(**{**model, "dtype": "float32", "attention": "xla", "scan": True})
-
-  @jax.jit
-  def run(params, images):
-    return module.apply(
-        {"params": params}, images, capture_intermediates=lambda layer, _: layer.name == "norm",
-        mutable=["intermediates"],
-    )
-
-  def forward(params, images):
-    with jax.default_matmul_precision("highest"):
-      outputs, captured = run(params, images)
-    tokens = captured["intermediates"]["norm"]["__call__"][0]
-    return {"tokens": np.asarray(tokens), "outputs": np.asarray(outputs)}
-
-  return forward
-
-
-def _load_pytorch(directory: Path, *, pooler: bool):
-  """Loads the directory's class in float32 for inference, and refuses any unclean load."""
-  import transformers
-
-  architecture = read_json(directory / "config.json")["architectures"][0]
-  options = {"add_pooling_layer": pooler} if architecture == "ViTModel" else {}
-  with _quiet(transformers.utils.logging):
-    judge, info = getattr(transformers, architecture).from_pretrained(
-        directory, output_loading_info=True, local_files_only=True, **options
-    )
-  unclean = [
-      f"{kind} {first_ten(map(str, info[kind]))}"
-      for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]
-  ]
-  if unclean:
-    raise CheckpointError(
-        f"transformers {transformers.__version__} does not load the export cleanly: "
-        f"{'; '.join(unclean)}. Do not publish it."
-    )
-  return judge.float().eval()
-
-
-@contextlib.contextmanager
-def _quiet(logging):
-  """Keeps the bars of transformers' loading out of our output."""
-  shown = logging.is_progress_bar_enabled()
-  logging.disable_progress_bar()
-  try:
-    yield
-  finally:
-    if shown:
-      logging.enable_progress_bar()
-
-
-def _theirs(judge, images) -> dict[str, np.ndarray]:
-  """Final tokens and outputs of a transformers model, as `_ours` names them."""
-  import torch
-
-  tokens = []
-  hook = judge.base_model.layernorm.register_forward_hook(lambda *call: tokens.append(call[-1]))
-  try:
-    with torch.no_grad():
-      answer = judge(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
-  finally:
-    hook.remove()
-  if "logits" in answer:
-    outputs = answer.logits
-  elif judge.pooler is not None:
-    outputs = answer.pooler_output
-  else:
-    outputs = answer.last_hidden_state[:, 0]
-  return {"tokens": tokens[0].numpy(), "outputs": outputs.numpy()}
-
-
-def _map(function, tree: Mapping) -> dict:
-  """Applies a function to the leaves of a nested dict."""
-  return {
-      key: _map(function, value) if isinstance(value, Mapping) else function(value)
-      for key, value in tree.items()
+def _answers(model, params, batches, patch_mask) -> dict:
+  """Ours by batch: one pass over the parameters for all of them."""
+  sizes = [len(batch) for batch in batches.values()]
+  images = np.concatenate(list(batches.values()))
+  mask = None if patch_mask is None else np.tile(patch_mask, (len(images), 1))
+  joined = streamed_forward(model, params, images, mask)
+  parts = {name: np.split(a, np.cumsum(sizes)[:-1]) for name, a in joined.items()}
+  answers = {
+      batch: {name: part[i] for name, part in parts.items()} for i, batch in enumerate(batches)
   }
+  if mask is not None:
+    for batch, values in batches.items():
+      rows = np.tile(patch_mask, (len(values), 1))
+      loss = masked_l1(values, answers[batch]["outputs"], rows, model["patch_size"])
+      answers[batch]["loss"] = np.asarray(loss)
+  return answers
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-  return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+def _digests(params: Mapping, dtype: str) -> dict:
+  """sha256 of each leaf as it is stored in `dtype`, by path; two at a time."""
+
+  def digest(item):
+    path, leaf = item
+    data = np.ascontiguousarray(round_to(leaf, dtype))
+    return path, hashlib.sha256(data.reshape(-1).view(np.uint8)).hexdigest()
+
+  with ThreadPoolExecutor(2) as pool:
+    return dict(pool.map(digest, leaves(params)))
+
+
+def _setting(model: Mapping, key: str):
+  """A setting as JSON gives it back, the default where the description leaves it out."""
+  value = model.get(key, DEFAULTS.get(key))
+  return list(value) if isinstance(value, tuple) else value
 
 
 def _versions() -> dict[str, str]:
-  """Of whatever took part; torch and transformers only where they are installed."""
-  names = ["vit_jax", "jax", "flax", "numpy", "safetensors"]
-  names += ["torch", "transformers"] if _has_pytorch() else []
+  """Of whatever took part; judges only where they are installed."""
+  names = ["vit_jax", "jax", "flax", "numpy", "torch", "transformers", "timm"]
   versions = {"python": platform.python_version()}
   for name in names:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -273,11 +277,11 @@ def _versions() -> dict[str, str]:
   return versions
 
 
-def _note(directory: Path, verification: Mapping):
+def _note(directory: Path, verification: Mapping) -> None:
   """Writes the verification into conversion.json, replacing the file in one step."""
-  path = directory / "conversion.json"
-  report = read_json(path) if path.is_file() else {}
-  partial = directory / ".conversion.json.writing"
+  path = directory / MARK
+  report = read_json(path)
+  partial = directory / f".{MARK}.writing"
   try:
     text = json.dumps({**report, "verification": verification}, indent=2, ensure_ascii=False)
     partial.write_text(text + "\n", encoding="utf-8")

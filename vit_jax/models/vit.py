@@ -369,7 +369,9 @@ def _param_shapes(model: str):
   images = jax.ShapeDtypeStruct(
       (1, rows * module.patch_size, columns * module.patch_size, 3), jnp.float32
   )
-  params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+  # The seed is abstract too: nothing is computed, no device is started.
+  init = lambda seed, images: module.init(jax.random.key(seed), images)["params"]
+  params = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), images)
   return [
       (tuple(part.key for part in path), leaf.shape)
       for path, leaf in jax.tree_util.tree_leaves_with_path(params)

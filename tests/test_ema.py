@@ -1,0 +1,82 @@
+"""The average of the parameters: kept by the step, evaluated, saved, loaded and demanded by name."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.errors import CheckpointError
+from vit_jax.load import load, split_ref
+from vit_jax.train import train
+
+DECAY = 0.7
+TINY = {
+    "total": "4 steps", "input.batch_size": "16", "model.width": "32", "model.depth": "1",
+    "model.num_heads": "4", "model.mlp_dim": "32", "checkpoint.every": "1 steps",
+    "checkpoint.keep_latest": "9", "evaluate.every": "4 steps", "evaluate.batch_size": "512",
+    "mesh.replica": "1", "mesh.fsdp": "8", "log_every": "1 steps",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Two runs that differ in the average alone."""
+  root = tmp_path_factory.mktemp("ema")
+  for name, extra in (("with", {"optimizer.ema_decay": str(DECAY)}), ("without", {})):
+    train(config_lib.load("quickstart", TINY | extra), workdir=root / name)
+  return root
+
+
+def stored(directory):
+  """Parameters and average by step."""
+  with Checkpoints(directory / "checkpoints", read_only=True) as checkpoints:
+    return {
+        step: (checkpoints.restore_params(step)[0], checkpoints.restore_ema(step)[0])
+        for step in checkpoints.steps()
+    }
+
+
+def test_the_average_is_the_recursion_over_all_steps(runs):
+  steps = stored(runs / "with")
+  assert sorted(steps) == [1, 2, 3, 4]
+  wanted = jax.tree.map(np.float64, steps[1][1])
+  for step in (2, 3, 4):
+    params, ema = steps[step]
+    wanted = jax.tree.map(lambda a, p: DECAY * a + (1 - DECAY) * np.float64(p), wanted, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ema, wanted)
+  difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), *steps[4])
+  assert max(jax.tree.leaves(difference)) > 1e-4
+
+
+def test_training_does_not_depend_on_the_average(runs):
+  with_average, without = stored(runs / "with"), stored(runs / "without")
+  jax.tree.map(np.testing.assert_array_equal, with_average[4][0], without[4][0])
+  assert without[4][1] is None
+
+
+def test_a_run_is_loaded_as_its_average(runs):
+  average = stored(runs / "with")[4][1]
+  for ref in (str(runs / "with"), f"{runs / 'with'}@4+ema", f"{runs / 'with'}+ema"):
+    checkpoint = load(ref)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.params, average)
+    assert checkpoint.report == ("the average of the parameters (decay 0.7) at step 4",)
+  assert load(str(runs / "without")).report == ()
+
+
+def test_what_is_not_there_is_said(runs):
+  with pytest.raises(CheckpointError, match="keeps no average.*ema_decay"):
+    load(f"{runs / 'without'}@4+ema")
+  with pytest.raises(CheckpointError, match=r"only \+ema may follow"):
+    load(f"{runs / 'with'}@4+average")
+
+
+@pytest.mark.parametrize(
+    "ref, which",
+    [("a", ""), ("a@best", "best"), ("a@7+ema", "7+ema"), ("a+ema", "+ema"), ("a@best/b", "")],
+)
+def test_refs_are_split(ref, which, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path, found = split_ref(ref)
+  assert found == which
+  assert path == tmp_path / (ref if not which else "a")

@@ -1,0 +1,26 @@
+"""The formats that a checkpoint is written to, by the name of `convert --to`.
+
+Each is a module of one shape:
+  read(path) -> Imported
+  choose(model, architecture or None) -> the class to write
+  fit(model, params, architecture) -> (model, params), the same function as the format stores it
+  write(directory, *, model, params, preprocessing, labels, architecture, dtype,
+        max_shard_bytes) -> report
+  judge(directory, batches, patch_mask) -> {batch: {name: array}} by another library, or None
+"""
+
+import importlib
+from types import ModuleType
+
+TARGETS = {
+    "huggingface": "huggingface",
+    "timm": "timm_directory",
+    "google-npz": "google_npz",
+    "big-vision-npz": "big_vision_npz",
+    "orbax": "orbax_directory",
+}
+
+
+def target(name: str) -> ModuleType:
+  """The module of a format, imported when it is needed; `name` is a key of `TARGETS`."""
+  return importlib.import_module(f"vit_jax.interop.{TARGETS[name]}")
