@@ -126,15 +126,18 @@ def _resolve_input(inputs, image_size: int, checkpoint) -> dict:
       key: inputs[key] if inputs[key] is not None else theirs.get(key, default)
       for key, default in _INPUT_DEFAULTS.items()
   }
+  share = 8 / 7 if chosen["resize"] == "center" else None
+  if theirs.get("short_side") and chosen["resize"] in ("center", theirs["resize"]):
+    # The checkpoint's crop is a share of what it is cut from; keep that share at another size.
+    size = theirs["image_size"]
+    share = theirs["short_side"] / (size if isinstance(size, int) else max(size))
   short_side = inputs.short_side
-  if chosen["resize"] == "center" and short_side is None:
-    # The checkpoint's crop is a share of its short side; keep that share at another size.
-    share = theirs["short_side"] / theirs["image_size"] if theirs.get("short_side") else 8 / 7
+  if short_side is None and share:
     short_side = round(image_size * share)
-  if short_side is not None and chosen["resize"] == "squash":
+  if short_side is not None and share is None and inputs.resize is None:
     raise ConfigError(
-        f"config.input.short_side {short_side} means nothing when images are squashed: set "
-        "config.input.resize=center, or leave it unset"
+        f"config.input.short_side {short_side} is for a crop, and this run only squashes images: "
+        "set config.input.resize=center (or squash, to squash to short_side and then crop)"
     )
   if short_side is not None and short_side < image_size:
     raise ConfigError(

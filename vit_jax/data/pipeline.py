@@ -53,7 +53,7 @@ def train_batches(
 
   def example(index: int, rng: np.random.Generator) -> Batch:
     return _example(source.record(index), lambda image: transform(image, rng),
-                    size=transform.image_size, bad=bad)
+                    size=(transform.image_size,) * 2, bad=bad)
 
   order_seed, map_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
   # Sharding comes after batching, so that the global order does not depend on the shards.
@@ -79,7 +79,7 @@ def eval_batches(
   Args, returns and raises: as `train_batches`; images are resized, not normalised.
   """
   rows = _rows(batch_size, shard, shards)
-  size = preprocessing.image_size
+  size = preprocessing.size
 
   def resized(image: bytes | np.ndarray) -> np.ndarray:
     if isinstance(image, bytes):
@@ -106,8 +106,8 @@ def _rows(batch_size: int, shard: int, shards: int) -> int:
 
 
 def _example(
-    record: Record, transform: Callable[[bytes | np.ndarray], np.ndarray], *, size: int,
-    bad: BadRecords,
+    record: Record, transform: Callable[[bytes | np.ndarray], np.ndarray], *,
+    size: tuple[int, int], bad: BadRecords,
 ) -> Batch:
   try:
     image = transform(record["image"])
@@ -117,9 +117,9 @@ def _example(
   return {"image": image, "label": np.int32(record["label"]), "mask": np.float32(1)}
 
 
-def _masked(size: int, *, label: int) -> Batch:
-  """An example that does not count."""
-  image = np.zeros((size, size, 3), np.uint8)
+def _masked(size: tuple[int, int], *, label: int) -> Batch:
+  """An example that does not count, of an image of (height, width)."""
+  image = np.zeros((*size, 3), np.uint8)
   return {"image": image, "label": np.int32(label), "mask": np.float32(0)}
 
 

@@ -18,12 +18,16 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 class Preprocessing:
   """How images become what a model sees at evaluation.
 
+  "squash" without short_side: to height x width whatever the aspect, as `ViTImageProcessor`.
+  "squash" with short_side S: to S x S, then the height x width in the centre, as
+  `DeiTImageProcessor`.
+  "center": the short side to S, then the height x width in the centre, as `BitImageProcessor` and
+  `CLIPImageProcessor`.
+
   Attributes:
-    image_size: side S of the result.
-    resize: "squash" to S x S whatever the aspect, as `ViTImageProcessor`; or "center": short
-      side to `short_side`, then the S x S centre, as `BitImageProcessor` and
-      `CLIPImageProcessor`.
-    short_side: for "center" only, >= S.
+    image_size: of the result: one number of pixels for a square, or (height, width).
+    resize: "squash" or "center".
+    short_side: S, at least height and width, so that no crop needs padding.
     interpolation: "bilinear" or "bicubic", Pillow's antialiased filters.
     mean, std: of pixels in 0..1, one per channel.
     exif_orientation: turn photos as their EXIF data says.
@@ -32,7 +36,7 @@ class Preprocessing:
     ConfigError: from the constructor, a wrong value or combination.
   """
 
-  image_size: int
+  image_size: int | tuple[int, int]
   resize: str = "squash"
   short_side: int | None = None
   interpolation: str = "bilinear"
@@ -41,7 +45,9 @@ class Preprocessing:
   exif_orientation: bool = True
 
   def __post_init__(self):
-    if self.image_size < 1:
+    if not isinstance(self.image_size, int):
+      object.__setattr__(self, "image_size", _sides(self.image_size))
+    if min(self.size) < 1:
       raise ConfigError(f"preprocessing: image_size is {self.image_size}; it must be above 0")
     if self.resize not in ("squash", "center"):
       raise ConfigError(
@@ -52,9 +58,9 @@ class Preprocessing:
           f"preprocessing: interpolation is {self.interpolation!r}; it must be bilinear or "
           "bicubic"
       )
-    if (self.resize == "center") != (self.short_side is not None):
-      raise ConfigError("preprocessing: short_side belongs to resize center, and only there")
-    if self.short_side is not None and self.short_side < self.image_size:
+    if self.resize == "center" and self.short_side is None:
+      raise ConfigError("preprocessing: resize center needs a short_side, to crop out of")
+    if self.short_side is not None and self.short_side < max(self.size):
       raise ConfigError(
           f"preprocessing: short_side {self.short_side} is smaller than the crop of "
           f"{self.image_size}"
@@ -63,6 +69,12 @@ class Preprocessing:
       object.__setattr__(self, name, _channels(name, getattr(self, name)))
     if min(self.std) <= 0:
       raise ConfigError(f"preprocessing: std is {self.std}; it must be above 0")
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Height and width of the result."""
+    size = self.image_size
+    return (size, size) if isinstance(size, int) else size
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -81,17 +93,18 @@ class Preprocessing:
     return cls(**values)
 
   def resized(self, image: np.ndarray) -> np.ndarray:
-    """Resizes, and crops where asked: uint8 `[H, W, 3]` to uint8 `[S, S, 3]`."""
-    size = self.image_size
-    if self.resize == "squash":
-      return resize(image, size, size, interpolation=self.interpolation)
-    height, width = image.shape[:2]
+    """Resizes, and crops where asked: uint8 `[H, W, 3]` to uint8 `[height, width, 3]`."""
+    height, width = self.size
     short = self.short_side
-    long = int(short * max(height, width) / min(height, width))
-    height, width = (long, short) if width <= height else (short, long)
-    image = resize(image, height, width, interpolation=self.interpolation)
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
+    if short is None:
+      return resize(image, height, width, interpolation=self.interpolation)
+    rows, columns = short, short
+    if self.resize == "center":
+      long = int(short * max(image.shape[:2]) / min(image.shape[:2]))
+      rows, columns = (long, short) if image.shape[1] <= image.shape[0] else (short, long)
+    image = resize(image, rows, columns, interpolation=self.interpolation)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return image[top : top + height, left : left + width]
 
   def normalize(self, image: np.ndarray) -> np.ndarray:
     """uint8 `[..., 3]` to float32 `[..., 3]`, `(pixel / 255 - mean) / std`.
@@ -109,7 +122,7 @@ class Preprocessing:
       images: paths, contents of image files, Pillow images, or uint8 arrays `[H, W, 3]`.
 
     Returns:
-      float32 `[B, S, S, 3]`.
+      float32 `[B, height, width, 3]`.
 
     Raises:
       UnreadableImage: one cannot be decoded; the text names it.
@@ -117,7 +130,7 @@ class Preprocessing:
       TypeError: something else was given.
     """
     resized = [self.resized(self._pixels(i, image)) for i, image in enumerate(images)]
-    empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
+    empty = np.zeros((0, *self.size, 3), np.uint8)
     return self.normalize(np.stack(resized) if resized else empty)
 
   def _pixels(self, index: int, image: Any) -> np.ndarray:
@@ -140,6 +153,16 @@ class Preprocessing:
         f"{name} is {type(image).__name__}; give a path, the bytes of a file, a Pillow image "
         "or a uint8 array [H, W, 3]"
     )
+
+
+def _sides(values: Any) -> tuple[int, int]:
+  """(height, width) of the JSON form."""
+  sides = tuple(values) if isinstance(values, (list, tuple)) else ()
+  if len(sides) != 2 or not all(isinstance(x, int) for x in sides):
+    raise ConfigError(
+        f"preprocessing: image_size is {values!r}; it must be a number of pixels or [height, width]"
+    )
+  return sides
 
 
 def _channels(name: str, values: Any) -> tuple[float, float, float]:
