@@ -11,7 +11,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
-_NOT_GATE = {"slow", "multiprocess", "topology", "device"}
+_NOT_GATE = {"slow", "multiprocess", "topology", "device", "legacy"}
 _seconds = collections.Counter()
 
 

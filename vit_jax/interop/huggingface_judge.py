@@ -89,7 +89,8 @@ def _answers(model, images: np.ndarray, patch_mask) -> dict[str, np.ndarray]:
     mask = np.broadcast_to(patch_mask, (len(images), np.shape(patch_mask)[-1]))
     options["bool_masked_pos"] = torch.from_numpy(mask.copy())
   tokens = []
-  encoder = model.base_model
+  # SigLIP's encoder is a module of its own before transformers 5.7.
+  encoder = getattr(model.base_model, "vision_model", model.base_model)
   norm = encoder.layernorm if hasattr(encoder, "layernorm") else encoder.post_layernorm
   hook = norm.register_forward_hook(lambda *call: tokens.append(call[-1]))
   pixels = np.ascontiguousarray(np.asarray(images, np.float32).transpose(0, 3, 1, 2))
