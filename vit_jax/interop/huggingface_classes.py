@@ -113,19 +113,17 @@ _DINOV2_HEAD = (
     "of this ViT does. The encoder can be read: save it alone, {base}.from_pretrained(DIR)"
     ".save_pretrained(NEW)"
 )
+_SIGLIP_HEAD = (
+    "its classifier sees the mean of the patches and leaves the attention head unused. Read the "
+    "{base} that it was made from"
+)
 REFUSED = {
     "Dinov2ForImageClassification": _DINOV2_HEAD.format(base="Dinov2Model"),
     "Dinov2WithRegistersForImageClassification": _DINOV2_HEAD.format(
         base="Dinov2WithRegistersModel"
     ),
-    "SiglipForImageClassification": (
-        "its classifier sees the mean of the patches and leaves the attention head unused. Read the "
-        "SiglipVisionModel that it was made from"
-    ),
-    "Siglip2ForImageClassification": (
-        "its classifier sees the mean of the patches and leaves the attention head unused. Read the "
-        "Siglip2VisionModel that it was made from"
-    ),
+    "SiglipForImageClassification": _SIGLIP_HEAD.format(base="SiglipVisionModel"),
+    "Siglip2ForImageClassification": _SIGLIP_HEAD.format(base="Siglip2VisionModel"),
     "DeiTForMaskedImageModeling": (
         "transformers changed after 5.8 which tokens it decodes. Save its encoder alone, "
         "DeiTModel.from_pretrained(DIR, use_mask_token=True).save_pretrained(NEW)"
@@ -139,7 +137,7 @@ REFUSED_FAMILIES = {
     "dinov3_vit": "DINOv3 rotates queries and keys by position, which this ViT does not do",
     "clip_vision_model": "CLIP normalises before its first block, which this ViT does not do",
     "clip": "CLIP normalises before its first block, which this ViT does not do",
-    "timm_wrapper": "this is a timm directory; load it as timm:DIR",
+    "timm_wrapper": "this is a timm model in transformers' wrapper, not one of its own",
 }
 
 

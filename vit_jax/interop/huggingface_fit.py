@@ -118,7 +118,9 @@ def notes(model: Mapping, architecture: str) -> list[str]:
   if model["mask_token"] and target.mask_token == "dropped":
     found.append(f"the mask token is left out: {architecture} has none")
   if model["position_embedding"] != "learned":
-    found.append(f"the fixed position embedding {model['position_embedding']} is written as a table")
+    found.append(
+        f"the fixed position embedding {model['position_embedding']} is written as a table"
+    )
   interpolation = target.family.position_interpolation
   if model["position_interpolation"] != interpolation:
     found.append(
