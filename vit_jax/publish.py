@@ -47,7 +47,7 @@ def publish(
     model_spec: str, *, output: str, license: str, repo: str | None = None,
     revision: str = "step{step}", private: bool = False, create_pr: bool = False,
     base_model: str | None = None, dry_run: bool = False, overwrite: bool = False,
-    architecture: str | None = None, dtype: str = "float32",
+    to: str = "huggingface", architecture: str | None = None, dtype: str = "float32",
 ) -> None:
   """Writes, proves and uploads steps of a run; the same command again goes on where it stopped.
 
@@ -62,6 +62,7 @@ def publish(
     base_model: the Hub's name of the model that the run started from; None takes the run's record.
     dry_run: print what would be written and sent, and do neither.
     overwrite: replace what differs on the Hub, and a model card that somebody edited.
+    to: the format, "huggingface" or "timm".
     architecture, dtype: as for `vit-jax convert`.
 
   Raises:
@@ -88,13 +89,14 @@ def publish(
   exports = []
   for item in planned:
     export = export_checkpoint(
-        item.ref, item.directory, to="huggingface", architecture=architecture, dtype=dtype
+        item.ref, item.directory, to=to, architecture=architecture, dtype=dtype
     )
     exports.append(export)
     print(f"{item.directory}: {export[0]['architecture']} in {dtype}, read back bit-equal")
   card = write_card(_card(
-      run, planned, exports, name=(repo or str(Path(output).resolve())).rpartition("/")[2],
-      license=license, repo=repo, base_model=base_model or hub_origin(run),
+      run, planned, exports, to=to, license=license, repo=repo,
+      name=(repo or str(Path(output).resolve())).rpartition("/")[2],
+      base_model=base_model or hub_origin(run),
   ))
   for item in planned:
     (item.directory / CARD).write_text(kept.get(item, card), encoding="utf-8")
@@ -154,8 +156,8 @@ def _show(planned: list[_Planned], *, repo, create_pr, dtype) -> None:
     state = "replaced" if item.directory.exists() else "new"
     print(
         f"{item.directory} ({state}): {count:,} parameters in {dtype}, "
-        f"{file_size(count * _BYTES[dtype])} of weights, with config.json, "
-        f"preprocessor_config.json, conversion.json and {CARD}"
+        f"{file_size(count * _BYTES[dtype])} of weights; config.json, conversion.json, {CARD} and "
+        "what else the format has"
     )
     if repo and not create_pr:
       print(f"  to {repo}, branch {item.branch}")
@@ -177,7 +179,7 @@ def _edited_cards(planned: list[_Planned]) -> dict[_Planned, str]:
   return {item: text for item, text in texts.items() if not is_untouched(text)}
 
 
-def _card(run, planned, exports, *, name, license, repo, base_model) -> Card:
+def _card(run, planned, exports, *, name, to, license, repo, base_model) -> Card:
   """Everything that was recorded about the steps and measured of the exports."""
   last, (report, _, origin) = planned[-1], exports[-1]
   config, best_metric = recorded(run, last.step)["config"], run.read_info()["best_metric"]
@@ -196,7 +198,7 @@ def _card(run, planned, exports, *, name, license, repo, base_model) -> Card:
         verification=proof,
     ))
   return Card(
-      name=name, license=license, base_model=base_model, to="huggingface",
+      name=name, license=license, base_model=base_model, to=to,
       architecture=report["architecture"], dtype=report["dtype"], parameters=report["parameters"],
       model=origin.model_config, preprocessing=origin.preprocessing,
       labels=origin.labels, dataset=data_name(config), steps=tuple(steps),

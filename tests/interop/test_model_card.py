@@ -1,10 +1,16 @@
 """Model cards: metadata that the Hub's own parser reads, and a text of facts alone."""
 
 import dataclasses
+import re
 
+from PIL import Image
 import pytest
+import small_models
 
 from vit_jax.errors import ConfigError
+from vit_jax.interop import huggingface
+from vit_jax.interop.card_usage import usage
+from vit_jax.interop.huggingface_classes import ARCHITECTURES
 from vit_jax.interop.licenses import LICENSES, hub_license
 from vit_jax.interop.model_card import Card, Measurement, Step, is_untouched, write_card
 from vit_jax.interop.yaml_text import to_yaml
@@ -44,6 +50,27 @@ CARD = Card(
     dataset="flowers", steps=STEPS, config=CONFIG,
     provenance={"data": "fingerprint `f00`", "devices": None}, timm=True, notes=("left out: x",),
 )
+
+
+HEADLESS = {"num_classes": 0}
+# What each class of transformers holds, beside what all of the tests' models have.
+HELD = {
+    "ViTForMaskedImageModeling": {
+        "num_classes": 0, "pooling": "none", "pixel_decoder": True, "mask_token": True,
+    },
+    "DeiTForImageClassificationWithTeacher": {
+        "distillation_token": True, "distillation_head": True,
+    },
+    "DeiTForImageClassification": {"distillation_token": True},
+    "ViTForImageClassification": {},
+    "IJepaForImageClassification": small_models.NO_CLASS_TOKEN,
+    "SiglipVisionModel": HEADLESS | small_models.MAP,
+    "DeiTModel": HEADLESS | {"distillation_token": True},
+    "ViTModel": HEADLESS,
+    "IJepaModel": HEADLESS | small_models.NO_CLASS_TOKEN,
+    "Dinov2Model": HEADLESS | {"layer_scale": 1.0},
+    "Dinov2WithRegistersModel": HEADLESS | {"layer_scale": 1.0, "register_tokens": 4},
+}
 
 
 def parsed(card):
@@ -136,3 +163,25 @@ def test_licenses():
     with pytest.raises(ConfigError) as refused:
       hub_license(typo)
     assert meant in str(refused.value) and "--license=other" in str(refused.value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_snippet_for_transformers_runs(tmp_path, monkeypatch, caplog, capsys, architecture):
+  transformers = pytest.importorskip("transformers")
+  model = small_models.MODEL | HELD[architecture]
+  small_models.write(
+      huggingface, tmp_path / "export", model, architecture=architecture,
+      preprocessing=small_models.PREPROCESSING,
+  )
+  step = dataclasses.replace(STEPS[0], path="export", revision=None)
+  text = usage(dataclasses.replace(CARD, model=model, architecture=architecture, steps=(step,)))
+  snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+  assert "from transformers import" in snippet
+  monkeypatch.chdir(tmp_path)
+  Image.new("RGB", (60, 50), (200, 100, 50)).save("photo.jpg")
+  transformers.logging.enable_propagation()
+  exec(compile(snippet, "README.md", "exec"), {})
+  transformers.logging.disable_propagation()
+  assert "newly" not in caplog.text and "MISSING" not in caplog.text
+  assert capsys.readouterr().out.strip()
