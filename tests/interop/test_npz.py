@@ -422,6 +422,8 @@ JUDGED = {
     "google unpooled": ("google_npz", {"num_classes": 0, "pooling": "none"}),
     "google sincos": ("google_npz", {"position_embedding": "sincos2d"}),
     "big_vision": ("big_vision_npz", {}),
+    "big_vision sincos": ("big_vision_npz", {"position_embedding": "sincos2d", **NO_CLASS_TOKEN}),
+    "big_vision sincos tok": ("big_vision_npz", {"position_embedding": "sincos2d"}),
     "big_vision map": ("big_vision_npz", MAP),
     "big_vision gap": ("big_vision_npz", {**NO_CLASS_TOKEN, "image_size": [16, 48]}),
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.interop.file_kinds import open_error
-from vit_jax.interop.safetensors_writer import DTYPES, round_to
+from vit_jax.interop.safetensors_writer import round_to
 from vit_jax.interop.tensor_table import first_ten
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -119,7 +119,7 @@ def write_npz(
   """
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
     for name, shape in shapes.items():
-      array = np.ascontiguousarray(round_to(values(name), dtype))
+      array = round_to(values(name), dtype)
       if array.shape != tuple(shape):
         raise ValueError(f"{name} is {array.shape}, its table says {shape}")
       if not np.isfinite(array).all():
@@ -127,12 +127,23 @@ def write_npz(
             f"{name} has values that are infinite or NaN in {dtype}, so {path.parent.name} was "
             "not written. Convert an earlier checkpoint, or use float32 if the weights are finite."
         )
-      stored = array.view("V2") if DTYPES[dtype] == _BFLOAT16 else array
-      # ZipInfo's own date is constant, where archive.write would take the clock's.
-      with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, stored, allow_pickle=False)
+      _put(archive, name, array)
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def append_npz(path: Path, name: str, values: np.ndarray, *, dtype: str) -> None:
+  """Adds an array to an .npz, rounded to a key of `safetensors_writer.DTYPES`."""
+  with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+    _put(archive, name, round_to(values, dtype))
+
+
+def _put(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+  array = np.ascontiguousarray(array)
+  stored = array.view("V2") if array.dtype == _BFLOAT16 else array
+  # ZipInfo's own date is constant, where ZipFile.write would take the clock's.
+  with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+    np.lib.format.write_array(file, stored, allow_pickle=False)
 
 
 def find_npz(path: Path) -> Path:

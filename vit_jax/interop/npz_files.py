@@ -4,9 +4,12 @@
 here.  A directory of ours has a conversion.json that says what the arrays cannot.
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
+import shutil
+import tempfile
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +19,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import timm_judge
 from vit_jax.interop.export_directory import MARK
 from vit_jax.interop.imported import Imported
-from vit_jax.interop.npz_archive import Npz, find_npz, write_npz
+from vit_jax.interop.npz_archive import Npz, append_npz, find_npz, write_npz
 from vit_jax.interop.npz_keys import (
     WithoutClassRow, encoder_names, tensors, with_query_biases,
 )
@@ -303,16 +306,17 @@ def judge(directory, batches: Mapping, *, prefix: str) -> dict | None:
     prefix: of the arrays' names.
 
   Returns:
-    {batch: {"tokens", "outputs"}} (see `timm_judge.forward`), None where timm is not installed or
-    has no such model: one with fixed positions, which are not in the file.
+    {batch: {"tokens", "outputs"}} (see `timm_judge.forward`), None where timm is not installed.
   """
   said = read_json(Path(directory) / MARK)
   model, file = said["model"], Path(directory) / WEIGHTS
   timm = timm_judge.import_timm()
-  if timm is None or model["position_embedding"] != "learned":
+  if timm is None:
     return None
   half = said["dtype"] == "bfloat16"
-  answers = timm_judge.forward(timm_judge.load_npz(timm, file, model, half=half), batches)
+  with _with_fixed_positions(file, model, f"{prefix}pos_embedding", said["dtype"]) as (whole, learned):
+    network = timm_judge.load_npz(timm, whole, learned, half=half)
+  answers = timm_judge.forward(network, batches)
   if model["pre_logits"]:
     with Npz(file) as source:
       read_pair = lambda name: [source.read(f"{prefix}{name}/{x}") for x in ("kernel", "bias")]
@@ -323,3 +327,17 @@ def judge(directory, batches: Mapping, *, prefix: str) -> dict | None:
       for kernel, bias in dense[1:]:
         answer["outputs"] = answer["outputs"] @ kernel + bias
   return answers
+
+
+@contextlib.contextmanager
+def _with_fixed_positions(file: Path, model: Mapping, name: str, dtype: str):
+  """File and model; of one with fixed positions a copy that has them learned: timm computes none."""
+  if model["position_embedding"] == "learned":
+    yield file, model
+    return
+  model, params = learned_positions(dict(model), {})
+  with tempfile.TemporaryDirectory(dir=file.parent.parent) as scratch:
+    copy = Path(scratch) / file.name
+    shutil.copyfile(file, copy)
+    append_npz(copy, name, params["position_embedding"], dtype=dtype)
+    yield copy, model
