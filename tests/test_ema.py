@@ -7,7 +7,7 @@ import pytest
 from vit_jax import config as config_lib
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import CheckpointError
-from vit_jax.load import load, split_ref
+from vit_jax.loading import load, split_ref
 from vit_jax.train import train
 
 DECAY = 0.7

@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from vit_jax.cli import main
-from vit_jax.load import load
+from vit_jax.loading import load
 
 TINY = (
     "--config.model.variant=Ti/8", "--config.model.width=32", "--config.model.depth=2",

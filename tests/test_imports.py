@@ -21,7 +21,7 @@ FLOORS = (
     ("train",),
     ("publish",),
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
-    ("load", "plan", "resume"),
+    ("loading", "plan", "resume"),
     ("resolve", "step", "doctor", "attention_map"),
     ("recipes", "pace"),
     ROOMS,
@@ -129,7 +129,7 @@ def test_libraries_are_those_of_the_room(path):
 
 
 def test_the_package_imports_nothing_until_asked():
-  assert list(imports_of(ROOT / "__init__.py")) == [("vit_jax.load.load", False)]
+  assert list(imports_of(ROOT / "__init__.py")) == [("vit_jax.loading.load", False)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)

@@ -15,7 +15,7 @@ from vit_jax import cli, config, provenance
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.evaluate import evaluate
-from vit_jax.load import load
+from vit_jax.loading import load
 from vit_jax.provenance import data_name, hub_origin, measurements, public_config
 from vit_jax.publish import publish
 from vit_jax.train import train
@@ -87,7 +87,6 @@ def execute_snippets(card: str, *, timm: bool = False) -> list[str]:
       environment = os.environ | {"PYTHONPATH": str(TIMM)}
       subprocess.run([sys.executable, "-c", OPERATORS + code], env=environment, check=True)
     elif language == "python":
-      vars(vit_jax).pop("load", None)  # as in a process that has not imported vit_jax.load
       exec(compile(code, "README.md", "exec"), {})
     else:
       with pytest.raises(SystemExit) as left:

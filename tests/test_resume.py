@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from vit_jax.load import load
+from vit_jax.loading import load
 
 STEPS = 60
 COMMAND = (

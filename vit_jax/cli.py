@@ -119,9 +119,12 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   add("--output", metavar="FILE", help="also write the JSON here [RUN/evaluation.json for a run]")
 
   add = verb("predict", _predict, "Name what is in images.", """\
-  vit-jax predict --model=runs/flowers@best photo.jpg""")
+  vit-jax predict --model=runs/flowers@best photo.jpg
+  vit-jax predict --model=HF_DIR --attention=looks.png photos/*.jpg""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--top", type=int, default=5, metavar="N", help="classes shown [5]")
+  add("--attention", metavar="PICTURE", help="write where the model looks in each image, by "
+      "attention rollout, such as out.png")
   add("images", nargs="+", metavar="IMAGE")
 
   add = verb("convert", _convert, "Write a checkpoint in somebody else's format, verified.", """\
@@ -184,7 +187,7 @@ def _predict(arguments, overrides):
   del overrides
   from vit_jax.predict import predict
 
-  return predict(arguments.model, arguments.images, top=arguments.top)
+  return predict(arguments.model, arguments.images, top=arguments.top, attention=arguments.attention)
 
 
 def _convert(arguments, overrides):

@@ -15,7 +15,7 @@ from vit_jax.interop.class_map import slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.load import load
+from vit_jax.loading import load
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 2 to 8.
@@ -24,7 +24,7 @@ _MACS = 0.4e12
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What an export was made of: the attributes of `load.Checkpoint` without the weights."""
+  """What an export was made of: the attributes of `loading.Checkpoint` without the weights."""
 
   ref: str
   model_config: dict
@@ -42,7 +42,7 @@ def convert(
   """Writes an export and verifies it; prints what was written and measured.
 
   Args:
-    ref: the checkpoint (see `load`).
+    ref: the checkpoint (see `loading`).
     output: directory to write.
     to: a key of `interop.targets.TARGETS`.
     architecture: a class of the format, None for the richest that holds the weights.

@@ -14,7 +14,7 @@ from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.classification import Classification
-from vit_jax.load import at_image_size, load, split_ref
+from vit_jax.loading import at_image_size, load, split_ref
 from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import preprocessing, resolve
@@ -25,7 +25,7 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   """Measures a checkpoint on a split of a data set, exactly.
 
   Args:
-    ref: a checkpoint (see `load`).
+    ref: a checkpoint (see `loading`).
     config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.
     overrides: config keys to text.
 

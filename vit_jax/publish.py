@@ -16,7 +16,7 @@ from vit_jax.interop.hub_upload import check_token, file_size, upload
 from vit_jax.interop.licenses import hub_license
 from vit_jax.interop.model_card import CARD, Card, Step, is_untouched, write_card
 from vit_jax.interop.targets import target
-from vit_jax.load import load, split_ref
+from vit_jax.loading import load, split_ref
 from vit_jax.provenance import (
     data_name, hub_origin, measurements, provenance, public_config, recorded,
 )

@@ -34,7 +34,7 @@ def resolve(config, *, checkpoint, platform: str):
   """Fills the open keys of `config.model` and `config.input`.
 
   Args:
-    checkpoint: a `load.Checkpoint` to start from, or None.
+    checkpoint: a `loading.Checkpoint` to start from, or None.
     platform: of the devices, as jax names it; on "cpu", whose bfloat16 is emulated, the computation
       is in float32 unless the config says otherwise.
 

@@ -24,7 +24,7 @@ from vit_jax.data.open import open_dataset
 from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_split, make_evaluator
-from vit_jax.load import load
+from vit_jax.loading import load
 from vit_jax.models.flops import training_flops
 from vit_jax.observe.metrics import MetricsWriter
 from vit_jax.observe.peaks import peak_flops

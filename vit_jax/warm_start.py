@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import CheckpointError
-from vit_jax.load import Checkpoint, at_image_size
+from vit_jax.loading import Checkpoint, at_image_size
 from vit_jax.parallel.sharding import path_name
 
 # Fine-tuning removes the whole pre-training head (ViT, section 3.2); the new one starts at zero.

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -14,8 +15,8 @@ from small_models import (
 )
 from timm_process import timm_process  # pylint: disable=unused-import
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.interop import timm_architectures, timm_directory
-from vit_jax.models.vit import DESCRIPTION
+from vit_jax.interop import timm_architectures, timm_directory, verify
+from vit_jax.models.vit import DESCRIPTION, ViT
 
 DISTILLED = {"distillation_token": True, "distillation_head": True}
 def write(directory, model, **options):
@@ -147,6 +148,50 @@ def test_transformers_wraps_the_same_directory(name, tmp_path, timm_process):
   if model["num_classes"]:
     assert tuple(answer["labels"]) == LABELS
   np.testing.assert_allclose(answer["outputs"], forward(model, params)[0], rtol=0, atol=2e-6)
+
+
+def shift_positions(tensors):
+  return {**tensors, "pos_embed": np.roll(tensors["pos_embed"], 1, axis=1)}
+
+
+def swap_query_and_key(tensors):
+  name = "blocks.1.attn.qkv.weight"
+  return {**tensors, name: tensors[name].reshape(3, 32, 32)[[1, 0, 2]].reshape(96, 32)}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "mutation", [{"act_layer": "gelu"}, {"num_heads": 2}, shift_positions, swap_query_and_key],
+    ids=str,
+)
+def test_the_gate_finds_a_mutation_in_what_timm_computes(mutation, tmp_path, timm_process):
+  params, _ = write(tmp_path, MODEL)
+  if callable(mutation):
+    edit_tensors(tmp_path / "model.safetensors", mutation)
+  else:
+    edit_config(tmp_path, model_args=mutation)
+  judged = timm_process(
+      "judge", module="vit_jax.interop.timm_directory", directory=str(tmp_path),
+      images=images_of(MODEL),
+  )
+  outputs, tokens = forward(MODEL, params)
+  with pytest.raises(CheckpointError, match="PyTorch computes other"):
+    verify.compare_answers({"b": {"outputs": outputs, "tokens": tokens}}, {"b": judged})
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["plain", "registers", "class token without position"])
+def test_another_image_size_is_interpolated_as_timm_does(name, tmp_path, timm_process):
+  params, _ = write(tmp_path, {**MODEL, **HELD[name]})
+  model = timm_directory.read(tmp_path).model
+  images = images_of({"image_size": [48, 40]})
+  answer = timm_process(
+      "create", images=images,
+      create={"model_name": f"local-dir:{tmp_path}", "pretrained": True, "img_size": (48, 40)},
+  )
+  with jax.default_matmul_precision("highest"):
+    ours = np.asarray(ViT(**model).apply({"params": params}, images))
+  np.testing.assert_allclose(ours, answer["outputs"], rtol=0, atol=2e-6)
 
 
 @pytest.mark.torch

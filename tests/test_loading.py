@@ -11,7 +11,7 @@ import pytest
 import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import orbax_directory
-from vit_jax.load import load
+from vit_jax.loading import load
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.models.vit import DEFAULTS, ViT, param_shapes
 
