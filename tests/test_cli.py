@@ -12,7 +12,7 @@ import pytest
 from vit_jax import config
 from vit_jax.cli import main
 
-VERBS = ("train", "evaluate", "predict", "convert", "configs", "status", "doctor")
+VERBS = ("train", "evaluate", "predict", "convert", "publish", "configs", "status", "doctor")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 

@@ -141,8 +141,35 @@ it appears; DIR/conversion.json holds the proof.""")
   add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
       help="of the stored weights [float32]")
   add("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights [5GB]")
-  add("--classes", metavar="MAP", help="keep these classes of the head: imagenet1k (of an "
-      "ImageNet-21k head), or a file with an index or WordNet id a line")
+  add("--classes", metavar="MAP", help="keep these classes of the head: imagenet-1k (of "
+      "an ImageNet-21k head), or a file with an index or WordNet id a line")
+
+  add = verb("publish", _publish, "Publish steps of a run: directories, a model card, the Hub.", """\
+  vit-jax publish --model=runs/flowers@10000,50000,best --output=flowers --license=apache-2.0
+  vit-jax publish --model=runs/flowers@best --output=flowers --license=mit --repo=USER/flowers
+Each step is exported and proved as by `vit-jax convert`, into DIR/stepSTEP, and sent to a branch of
+its own; `main` is the step named last.  One card lists all of them with what was measured.  The
+same command again sends what changed, and finishes what was interrupted.  Log in with `hf auth
+login`, or set HF_TOKEN.""")
+  add("--model", required=True, metavar="RUN@STEP,STEP",
+      help="steps of a run: numbers, latest, best, each with +ema to insist on averaged weights")
+  add("--output", required=True, metavar="DIR", help="directory of the directories to write")
+  add("--license", required=True, metavar="ID", help="as the Hub calls it: apache-2.0, mit, ...")
+  add("--repo", metavar="USER/NAME", help="also send to this repository, made if missing")
+  add("--revision", default="step{step}", metavar="PATTERN", help="a step's branch [step{step}]")
+  add("--private", action="store_true", help="make the repository private")
+  add("--create-pr", action="store_true",
+      help="propose the last step as a pull request to main, and touch no branch")
+  add("--base-model", metavar="ID", help="the Hub's model that the run began from [on record]")
+  add("--to", default="huggingface", choices=["huggingface", "timm"],
+      help="the format [huggingface]")
+  add("--architecture", metavar="CLASS",
+      help="a class of the format [the richest that holds the weights]")
+  add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
+      help="of the stored weights [float32]")
+  add("--dry-run", action="store_true", help="print what would be written and sent, and do neither")
+  add("--overwrite", action="store_true",
+      help="replace another export on the Hub, and a model card that somebody edited")
 
   add = verb("configs", _configs, "List the recipes, or copy one here to edit.", """\
   vit-jax configs            the recipes
@@ -198,6 +225,18 @@ def _convert(arguments, overrides):
       arguments.model, output=arguments.output, to=arguments.to,
       architecture=arguments.architecture, dtype=arguments.dtype,
       max_shard_bytes=parse_bytes(arguments.max_shard_size), classes=arguments.classes,
+  )
+
+
+def _publish(arguments, overrides):
+  del overrides
+  from vit_jax.publish import publish
+
+  publish(
+      arguments.model, output=arguments.output, license=arguments.license, repo=arguments.repo,
+      revision=arguments.revision, private=arguments.private, create_pr=arguments.create_pr,
+      base_model=arguments.base_model, dry_run=arguments.dry_run, overwrite=arguments.overwrite,
+      to=arguments.to, architecture=arguments.architecture, dtype=arguments.dtype,
   )
 
 

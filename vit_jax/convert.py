@@ -11,7 +11,7 @@ from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.open import open_dataset
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.interop.class_map import slice_head
+from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
@@ -48,7 +48,8 @@ def convert(
     architecture: a class of the format, None for the richest that holds the weights.
     dtype: of the stored weights.
     max_shard_bytes: largest file of weights.
-    classes: which of the head's classes to keep, see `interop.class_map`; None for all.
+    classes: which of the head's classes to keep: "imagenet-1k", or a file (see
+      `interop.class_map`); None for all.
 
   Raises:
     CheckpointError: the format cannot hold the model, or the numbers differ.
@@ -85,7 +86,8 @@ def export_checkpoint(
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)}
     model, params, labels = checkpoint.model_config, checkpoint.params, checkpoint.labels
     if classes is not None:
-      model, params, labels, said = slice_head(model, params, labels, wanted=classes)
+      wanted = classes if classes == IMAGENET_1K else read_class_map(classes)
+      model, params, labels, said = slice_head(model, params, labels, wanted=wanted)
       fields |= {"model_config": model, "labels": labels, "report": checkpoint.report + (said,)}
     origin = Origin(**fields)
     source = Imported(
