@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
@@ -120,6 +121,14 @@ def test_timm_loads_and_computes_the_same(name, tmp_path, timm_process):
   for answer in (loaded, judged):
     np.testing.assert_allclose(answer["outputs"], outputs, rtol=0, atol=2e-6)
     np.testing.assert_allclose(answer["tokens"], tokens, rtol=0, atol=4e-6)
+
+
+def test_without_timm_nobody_judges(tmp_path, caplog, monkeypatch):
+  write(tmp_path, MODEL)
+  monkeypatch.setitem(sys.modules, "timm", None)
+  with caplog.at_level("INFO"):
+    assert timm_directory.judge(tmp_path, {}) is None
+  assert "timm does not judge" in caplog.text
 
 
 @pytest.mark.torch
@@ -300,7 +309,8 @@ def test_a_directory_of_the_hub_has_no_model_args(tmp_path, timm_process):
 @pytest.mark.torch
 def test_a_state_dict_alone(tmp_path, timm_process):
   """As facebook publishes DeiT; nothing beside it says how many heads there are."""
-  create = {**TINY, "embed_dim": 128, "num_heads": 2, "model_name": "deit_tiny_distilled_patch16_224"}
+  create = {**TINY, "embed_dim": 128, "num_heads": 2}
+  create["model_name"] = "deit_tiny_distilled_patch16_224"
   answer = timm_process(
       "create", create=create, random=True, save_file=str(tmp_path / "deit.pth"),
       images=images_of(MODEL),

@@ -1,7 +1,7 @@
 """A process with timm in it, which answers requests, one JSON object a line (see timm_process.py).
 
-It is apart from the tests because timm needs torchvision, and transformers, which the tests use too,
-takes torchvision's presence for a promise that its compiled operators work.
+It is apart from the tests because timm needs torchvision, and transformers, which the tests use
+too, takes torchvision's presence for a promise that its compiled operators work.
 """
 
 import json

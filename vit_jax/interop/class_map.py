@@ -1,4 +1,4 @@
-"""Slicing a head: of many classes some, in an order of their own, such as ImageNet-1k out of 21k."""
+"""Slicing a head: some of many classes, in an order of their own, as ImageNet-1k out of 21k."""
 
 from importlib import resources
 from pathlib import Path

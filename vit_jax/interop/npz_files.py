@@ -314,7 +314,8 @@ def judge(directory, batches: Mapping, *, prefix: str) -> dict | None:
   if timm is None:
     return None
   half = said["dtype"] == "bfloat16"
-  with _with_fixed_positions(file, model, f"{prefix}pos_embedding", said["dtype"]) as (whole, learned):
+  name = f"{prefix}pos_embedding"
+  with _with_fixed_positions(file, model, name, said["dtype"]) as (whole, learned):
     network = timm_judge.load_npz(timm, whole, learned, half=half)
   answers = timm_judge.forward(network, batches)
   if model["pre_logits"]:
@@ -331,7 +332,7 @@ def judge(directory, batches: Mapping, *, prefix: str) -> dict | None:
 
 @contextlib.contextmanager
 def _with_fixed_positions(file: Path, model: Mapping, name: str, dtype: str):
-  """File and model; of one with fixed positions a copy that has them learned: timm computes none."""
+  """File and model; of one with fixed positions, which timm lacks, a copy that has them learned."""
   if model["position_embedding"] == "learned":
     yield file, model
     return

@@ -7,6 +7,8 @@ names an architecture and may change any of its arguments in `model_args`.
 import re
 from typing import Mapping
 
+import numpy as np
+
 from vit_jax.errors import CheckpointError
 
 # Plain ViTs whose arguments `model_args` can set one by one, by patch size and width.
@@ -125,3 +127,9 @@ def num_heads(width: int) -> int:
   """Heads of the usual ViT of a width: 64 channels each, but for the largest and SoViT."""
   usual = {64: 2, 96: 3, 1152: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
   return usual.get(width) or max(width // 64, 1)
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+  """The ratio from which timm's int(width * ratio) makes `hidden`."""
+  ratio = hidden / width
+  return ratio if int(width * ratio) == hidden else float(np.nextafter(ratio, np.inf))

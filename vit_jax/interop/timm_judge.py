@@ -5,6 +5,8 @@ from typing import Mapping
 
 import numpy as np
 
+from vit_jax.interop import timm_architectures
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,7 +63,8 @@ def load_npz(timm, path, model: Mapping, *, half: bool):
       "vit_base_patch16_224", device="meta", weight_init="skip",
       img_size=size if isinstance(size, int) else tuple(size), patch_size=model["patch_size"],
       embed_dim=model["width"], depth=model["depth"], num_heads=model["num_heads"],
-      mlp_ratio=mlp_ratio(model["mlp_dim"], model["width"]), global_pool=pooling, fc_norm=False,
+      mlp_ratio=timm_architectures.mlp_ratio(model["mlp_dim"], model["width"]),
+      global_pool=pooling, fc_norm=False,
       class_token=model["class_token"], no_embed_class=not model["class_token_position"],
       num_classes=0 if model["pre_logits"] else model["num_classes"],
       act_layer="gelu_tanh" if model["gelu"] == "tanh" else "gelu",
@@ -70,9 +73,3 @@ def load_npz(timm, path, model: Mapping, *, half: bool):
 
   _load_weights(network, str(path), load_bfloat16=half)
   return network
-
-
-def mlp_ratio(hidden: int, width: int) -> float:
-  """The ratio from which timm's int(width * ratio) makes `hidden`."""
-  ratio = hidden / width
-  return ratio if int(width * ratio) == hidden else float(np.nextafter(ratio, np.inf))
