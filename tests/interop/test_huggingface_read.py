@@ -112,6 +112,16 @@ def test_one_tensor_under_two_names(export, edit_tensors, model):
     read(directory)
 
 
+def test_siglips_numbers_of_positions_are_left_out_aloud(export, edit_tensors, model):
+  directory = export(model | {"num_classes": 0, "class_token": False, "pooling": "map"})
+  numbers = np.arange(16)[None]  # older releases stored this buffer
+  edit_tensors(
+      directory / "model.safetensors",
+      lambda t: t | {"vision_model.embeddings.position_ids": numbers},
+  )
+  assert "left out the numbers of the positions (1 tensor)" in read(directory).report
+
+
 def test_a_classifier_without_weights(export, edit_tensors, model):
   directory = export(model)
   edit_tensors(

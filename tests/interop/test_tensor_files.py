@@ -120,6 +120,15 @@ def test_a_missing_shard_is_named(tmp_path, tensors):
     open_tensors(tmp_path)
 
 
+def test_two_shards_cannot_hold_one_tensor(tmp_path, tensors):
+  save_file(tensors, tmp_path / "a.safetensors")
+  save_file(tensors, tmp_path / "b.safetensors")
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": {"first": "a.safetensors", "x": "b.safetensors"}}))
+  with pytest.raises(CheckpointError, match="holds too: first, second.weight, third"):
+    open_tensors(tmp_path)
+
+
 @pytest.mark.parametrize("weights", [{"a": "../model.safetensors"}, {"a": "other.txt"}, {"a": 1}])
 def test_an_index_cannot_name_anything(tmp_path, weights):
   (tmp_path / "other.txt").write_text("x")

@@ -86,7 +86,9 @@ def _canonical_names(source: TensorSource, model_type: str) -> tuple[dict[str, s
       )
     else:
       stored[ours] = name
-  return stored, [f"left out {what}: {count} tensors" for what, count in others.items()]
+  return stored, [
+      f"left out {what} ({count} tensor{'s' if count > 1 else ''})" for what, count in others.items()
+  ]
 
 
 def _told_by_tensors(config, path: Path, source: TensorSource, stored) -> dict:

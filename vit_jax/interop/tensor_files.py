@@ -70,6 +70,11 @@ class TensorSource:
       for file in files:
         part = _READERS[file.suffix](file)
         opened.callback(part.close)
+        if twice := self.shapes.keys() & part.shapes.keys():
+          raise CheckpointError(
+              f"{file} holds tensors that another file of {path} holds too: "
+              f"{first_ten(sorted(twice))}. Copy the files again from their source."
+          )
         self._owner |= dict.fromkeys(part.shapes, part)
         self.shapes |= part.shapes
       self._opened = opened.pop_all()
