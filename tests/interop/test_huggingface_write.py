@@ -140,7 +140,8 @@ DISTILLED = {"distillation_token": True}
     (GAP, "ViTForImageClassification", "tokens are class, the model's patches",
      "IJepaForImageClassification, --architecture=IJepaModel without the head of 5 classes, "
      "--to=timm, --to=orbax"),
-    ({"pooling": "gap"}, None, r"No Hugging Face class .* \(pooling 'gap', 5 classes\)", "--to=timm, --to=orbax"),
+    ({"pooling": "gap"}, None, r"No Hugging Face class .* \(pooling 'gap', 5 classes\)",
+     "can: --to=timm, --to=orbax"),
     ({"pooling": "gap"}, "ViTForImageClassification", "has no pooling 'gap'", "--to=timm"),
     (GAP | {"norm_after_pooling": True}, None, "norm_after_pooling True", "--to=timm"),
     ({"pre_logits": True}, None, "pre_logits True, 5 classes",
