@@ -15,7 +15,7 @@ from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.loading import load
+from vit_jax.loading import open_streamed
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 2 to 8.
@@ -82,7 +82,7 @@ def export_checkpoint(
 
   def load_source():
     nonlocal origin
-    checkpoint = load(ref)
+    checkpoint = open_streamed(ref)
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)}
     model, params, labels = checkpoint.model_config, checkpoint.params, checkpoint.labels
     if classes is not None:

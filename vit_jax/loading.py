@@ -75,7 +75,7 @@ def load(
   Raises:
     CheckpointError: nothing there, or not readable; the text says what was looked for.
   """
-  checkpoint = _load(str(ref))
+  checkpoint = _load(str(ref), streamed=False)
   if dtype is not None:
     model_config = checkpoint.model_config | {"dtype": dtype}
     checkpoint = dataclasses.replace(checkpoint, model_config=model_config)
@@ -84,10 +84,16 @@ def load(
   return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
 
 
-def _load(ref: str) -> Checkpoint:
+def open_streamed(ref: str) -> Checkpoint:
+  """As `load(ref)`, but the blocks' parameters may be `tensor_table.StoredLeaf`s, which stay in their
+  file until they are asked for: to convert a model in less memory than it has."""
+  return _load(str(ref), streamed=True)
+
+
+def _load(ref: str, *, streamed: bool) -> Checkpoint:
   """Finds out what a reference names and reads it as it is."""
   if fetch.is_remote(ref):
-    return _load_foreign(fetch.fetch(ref), ref)
+    return _load_foreign(fetch.fetch(ref), ref, streamed)
   path, which = split_ref(ref)
   if RunDirectory(path).exists():
     return _load_run(path, which or "latest")
@@ -99,7 +105,7 @@ def _load(ref: str) -> Checkpoint:
     )
   if which:
     raise CheckpointError(f"{ref}: {path} is not a run of vit_jax, so it has no step {which!r}")
-  return _load_foreign(path, str(path))
+  return _load_foreign(path, str(path), streamed)
 
 
 def split_ref(ref: str) -> tuple[pathlib.Path, str]:
@@ -246,10 +252,10 @@ def _step(checkpoints, which: str, directory, info) -> int:
   return step
 
 
-def _load_foreign(path: pathlib.Path, ref: str) -> Checkpoint:
+def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
   """Reads other people's formats, and exports of ours; where nothing says how images are
   preprocessed, as `ViTImageProcessor` does by default."""
-  imported = read.read(path)
+  imported = read.read(path, streamed=streamed)
   report, preprocessing = imported.report, imported.preprocessing
   size = imported.model["image_size"]
   if preprocessing is None:

@@ -19,8 +19,9 @@ FORMAT = "google-npz"
 ARCHITECTURES = ("VisionTransformer",)
 
 
-def read(path) -> Imported:
-  """Reads a directory that `write` made, or any .npz of Google's: see `npz_files.read`."""
+def read(path, *, streamed: bool = False) -> Imported:
+  """Reads a directory that `write` made, or any .npz of Google's, whole: see `npz_files.read`."""
+  del streamed
   return npz_files.read(path)
 
 

@@ -32,7 +32,7 @@ __all__ = ("choose", "fit", "judge", "read", "write")
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.")
 
 
-def read(directory) -> Imported:
+def read(directory, *, streamed: bool = False) -> Imported:
   """Reads a Hugging Face directory: config.json with the weights in any of its files.
 
   A class with classifiers becomes a model with them; ViTModel's pooler, where the file has one, is
@@ -55,7 +55,7 @@ def read(directory) -> Imported:
     stored, report = _canonical_names(source, config["model_type"])
     model |= _told_by_tensors(config, path, source, stored)
     table = tensors(model, config["model_type"], stored)
-    params = read_params(model, table, source, stored)
+    params = read_params(model, table, source, stored, streamed=streamed)
     count = sum(leaf.size for _, leaf in leaves(params))
     report.insert(0, f"read {len(stored)} tensors, {count:,} parameters, from {source.path}")
   preprocessing, processor = None, directory / "preprocessor_config.json"
@@ -87,7 +87,8 @@ def _canonical_names(source: TensorSource, model_type: str) -> tuple[dict[str, s
     else:
       stored[ours] = name
   return stored, [
-      f"left out {what} ({count} tensor{'s' if count > 1 else ''})" for what, count in others.items()
+      f"left out {what} ({count} tensor{'s' if count > 1 else ''})"
+      for what, count in others.items()
   ]
 
 

@@ -25,12 +25,13 @@ ARCHITECTURES = ("ViT",)
 FORMAT = "orbax"
 
 
-def read(path) -> Imported:
-  """Reads a directory that `write` made.
+def read(path, *, streamed: bool = False) -> Imported:
+  """Reads a directory that `write` made, whole: Orbax has no other way.
 
   Raises:
     CheckpointError: files missing or damaged, parameters that are not those of the description.
   """
+  del streamed
   directory = Path(path)
   report = read_json(directory / MARK)
   if report.get("format") != FORMAT:

@@ -29,6 +29,8 @@ _ITEM_BITS = {
 class SafetensorsFile:
   """One file; see `tensor_files.TensorSource`."""
 
+  lasting = True
+
   def __init__(self, path: Path):
     """Reads and checks the header.
 
@@ -36,11 +38,10 @@ class SafetensorsFile:
       CheckpointError: truncated, or another kind of file.
     """
     self.path = path
-    self._file = open(path, "rb")
     try:
-      self._start, self._entries = _header(self._file, path)
+      with open(path, "rb") as file:
+        self._start, self._entries = _header(file, path)
     except _Damaged as error:
-      self._file.close()
       raise open_error(path, "safetensors", str(error)) from error
     self.shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
 
@@ -53,12 +54,14 @@ class SafetensorsFile:
           f"{self.path}: {name} is of dtype {entry['dtype']}; float32, bfloat16 and float16 are "
           "read. Save the checkpoint in one of these."
       )
-    self._file.seek(self._start + entry["data_offsets"][0])
-    values = np.fromfile(self._file, dtype, count=math.prod(entry["shape"]))
+    values = np.fromfile(
+        self.path, dtype, count=math.prod(entry["shape"]),
+        offset=self._start + entry["data_offsets"][0],
+    )
     return values.astype(np.float32, copy=False).reshape(entry["shape"])
 
   def close(self):
-    self._file.close()
+    """Nothing is open between reads."""
 
 
 class _Damaged(Exception):

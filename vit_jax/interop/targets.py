@@ -1,7 +1,7 @@
 """The formats that a checkpoint is written to, by the name of `convert --to`.
 
 Each is a module of one shape:
-  read(path) -> Imported
+  read(path, *, streamed) -> Imported, see `tensor_table.read_params`
   choose(model, architecture or None) -> the class to write
   fit(model, params, architecture) -> (model, params), the same function as the format stores it
   write(directory, *, model, params, preprocessing, labels, architecture, dtype,

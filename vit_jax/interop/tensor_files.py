@@ -55,6 +55,7 @@ class TensorSource:
   Attributes:
     path: the file, or the index of the shards: what an error should name.
     shapes: shape of each tensor by its name.
+    lasting: whether tensors can be read after the source is closed.
   """
 
   def __init__(self, path: Path, files: list[Path]):
@@ -78,6 +79,7 @@ class TensorSource:
         self._owner |= dict.fromkeys(part.shapes, part)
         self.shapes |= part.shapes
       self._opened = opened.pop_all()
+    self.lasting = all(getattr(part, "lasting", False) for part in self._owner.values())
 
   def read(self, name: str) -> np.ndarray:
     """Reads one tensor as float32, which holds every value of the dtypes that are read.

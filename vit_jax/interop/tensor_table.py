@@ -5,6 +5,7 @@ writing.
 """
 
 import dataclasses
+import math
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -42,8 +43,8 @@ class Tensor:
     share = (self.shape[0] // len(self.paths), *self.shape[1:]) if self.shape else ()
     parts = []
     for path in self.paths:
-      leaf = np.asarray(take(params, path))
-      leaf = leaf if self.layer is None else leaf[self.layer]
+      leaf = take(params, path)
+      leaf = np.asarray(leaf if self.layer is None else leaf[self.layer])
       if self.layout == "convolution":
         parts.append(leaf.transpose(3, 2, 0, 1))
       elif self.layout == "matrix":
@@ -54,16 +55,55 @@ class Tensor:
 
   def into(self, params: Mapping, values: np.ndarray) -> None:
     """Copies values of shape `shape` into the leaves of our tree."""
-    parts = np.split(values, len(self.paths)) if len(self.paths) > 1 else [values]
-    for path, part in zip(self.paths, parts):
+    for path in self.paths:
       leaf = take(params, path)
-      target = leaf if self.layer is None else leaf[self.layer]
-      if self.layout == "convolution":
-        target[...] = part.transpose(2, 3, 1, 0)
-      elif self.layout == "matrix":
-        _transpose_into(target.reshape(-1, part.shape[0]), part.reshape(part.shape[0], -1))
-      else:
-        target[...] = part.reshape(target.shape)
+      self.fill(path, leaf if self.layer is None else leaf[self.layer], values)
+
+  def fill(self, path: tuple[str, ...], target: np.ndarray, values: np.ndarray) -> None:
+    """Copies the share of one leaf, of `paths`, of values of shape `shape` into `target`."""
+    part = np.split(values, len(self.paths))[self.paths.index(path)] if self.paths[1:] else values
+    if self.layout == "convolution":
+      target[...] = part.transpose(2, 3, 1, 0)
+    elif self.layout == "matrix":
+      _transpose_into(target.reshape(-1, part.shape[0]), part.reshape(part.shape[0], -1))
+    else:
+      target[...] = part.reshape(target.shape)
+
+
+class StoredLeaf:
+  """A stacked parameter that lies in a file and is read when it is asked for, a layer at a time.
+
+  Attributes:
+    shape, dtype, size: as of the array that `numpy.asarray` makes of it.
+  """
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(self, path, shape: tuple[int, ...], layers: list[tuple[Tensor, str]], source):
+    """Reads nothing.
+
+    Args:
+      path: of the leaf.
+      shape: of the leaf, its first axis the depth.
+      layers: of each layer the tensor that holds it and its name in the file.
+      source: can be read from for as long as the file is there.
+    """
+    self.shape = tuple(shape)
+    self.size = math.prod(shape)
+    self._path, self._layers, self._source = path, layers, source
+
+  def __len__(self) -> int:
+    return len(self._layers)
+
+  def __getitem__(self, layer: int) -> np.ndarray:
+    tensor, name = self._layers[layer]
+    target = np.empty(self.shape[1:], np.float32)
+    tensor.fill(self._path, target, self._source.read(name))
+    return target
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    del copy
+    return np.stack(list(self)).astype(dtype or np.float32, copy=False)
 
 
 def _transposed(matrix: np.ndarray) -> np.ndarray:
@@ -80,7 +120,10 @@ def _transpose_into(target: np.ndarray, matrix: np.ndarray) -> None:
     target[:, start : start + _STRIP] = matrix[start : start + _STRIP].T
 
 
-def read_params(model: Mapping, table: Sequence[Tensor], source, stored: Mapping[str, str]) -> dict:
+def read_params(
+    model: Mapping, table: Sequence[Tensor], source, stored: Mapping[str, str], *,
+    streamed: bool = False,
+) -> dict:
   """Fills our tree from a file, having compared every name and shape.
 
   Args:
@@ -88,6 +131,8 @@ def read_params(model: Mapping, table: Sequence[Tensor], source, stored: Mapping
     table: the tensors that the file must hold; leaves that it does not name become zero.
     source: has `path`, `shapes` (by name in the file) and `read(name)`.
     stored: names as in the table to names in the file.
+    streamed: whether the blocks' parameters stay in the file (`StoredLeaf`) where that can be: a
+      tensor a layer, in a source that says `lasting`.
 
   Returns:
     Nested dict of float32 arrays, every leaf of the model.
@@ -110,12 +155,21 @@ def read_params(model: Mapping, table: Sequence[Tensor], source, stored: Mapping
         f"{source.path} does not hold the model that it is said to be. {wrong} Copy it again "
         "from its source, or correct the description beside it."
     )
-  params = {}
-  written = {path for tensor in table for path in tensor.paths}
-  for path, shape in param_shapes(model).items():
-    put(params, path, (np.empty if path in written else np.zeros)(shape, np.float32))
+  params, tensors = {}, {}
   for tensor in table:
-    tensor.into(params, source.read(stored[tensor.name]))
+    for path in tensor.paths:
+      tensors.setdefault(path, []).append((tensor, stored[tensor.name]))
+  streamed = streamed and getattr(source, "lasting", False)
+  for path, shape in param_shapes(model).items():
+    found = tensors.get(path, [])
+    if streamed and found and found[0][0].layer is not None:
+      found.sort(key=lambda item: item[0].layer)
+      put(params, path, StoredLeaf(path, shape, found, source))
+    else:
+      put(params, path, (np.empty if found else np.zeros)(shape, np.float32))
+  for tensor in table:
+    if not isinstance(take(params, tensor.paths[0]), StoredLeaf):
+      tensor.into(params, source.read(stored[tensor.name]))
   return params
 
 

@@ -29,12 +29,13 @@ from vit_jax.models.vit import DEFAULTS
 FORMAT = "timm"
 
 
-def read(path) -> Imported:
+def read(path, *, streamed: bool = False) -> Imported:
   """Reads a directory of timm's, or a state dict in timm's naming.
 
   Args:
     path: a directory with config.json and weights, or a file of weights alone (.safetensors,
       .pth, .pt, .bin).  What such a file cannot say is assumed, and the report says what.
+    streamed: see `tensor_table.read_params`.
 
   Raises:
     CheckpointError: a file is missing or damaged, another kind of model, a setting that ours does
@@ -54,7 +55,8 @@ def read(path) -> Imported:
       preprocessing = timm_config.to_preprocessing(config, model["image_size"], config_path)
     timm_config.read_fc_norm(stored, model, source.path, report)
     params = read_params(
-        model, tensors(model), _without_register_rows(source, stored, model, report), stored
+        model, tensors(model), _without_register_rows(source, stored, model, report), stored,
+        streamed=streamed,
     )
   if preprocessing is None:
     report.append(f"{path} says nothing about preprocessing")
