@@ -1,13 +1,12 @@
 """The proof of an export: what was written is read back, and another library judges it.
 
-Memory holds the weights once at any time: our answers are computed a block at a time and before
-the file is read back, which is compared by hashes, and the judge loads it when we hold none.
+Memory holds the weights at most once: our answers and the comparison with what is read back go a
+block at a time, and the judge loads the export when we hold none.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -62,17 +61,24 @@ def export(
   """
   with new_export(directory) as partial:
     source, images = load()
+    architecture = target.choose(source.model, architecture)
     options = {"architecture": architecture, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
-    report = target.write(
-        partial, model=source.model, params=source.params, preprocessing=source.preprocessing,
-        labels=source.labels, **options,
-    )
-    try:
-      expected = expect(
-          target, model=source.model, params=source.params, images=images,
-          architecture=report["architecture"], dtype=dtype,
+    with ThreadPoolExecutor(1) as pool:  # writing waits for the disk, computing does not
+      writing = pool.submit(
+          target.write, partial, model=source.model, params=source.params,
+          preprocessing=source.preprocessing, labels=source.labels, **options,
       )
-      del source
+      try:
+        expected = expect(
+            target, model=source.model, params=source.params, images=images,
+            architecture=architecture, dtype=dtype,
+        )
+      except Exception:
+        writing.result()  # what it finds wrong with the model is the better text
+        raise
+      report = writing.result()
+    del source
+    try:
       proof = prove(partial, target, expected)
     except (CheckpointError, OSError) as error:  # transformers raises OSError too
       raise CheckpointError(
@@ -83,11 +89,11 @@ def export(
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-  """What an export must hold and compute, without the weights themselves.
+  """What an export must hold and compute.
 
   Attributes:
     model: the description as the format stores it.
-    digests: sha256 of each parameter, as stored, by path.
+    params: the parameters as it stores them, before rounding; emptied once they are compared.
     dtype: of the stored tensors.
     batches: float32 `[B, H, W, 3]` by name.
     patch_mask: bool `[N]` for every image, None for a model without pixel decoder.
@@ -95,7 +101,7 @@ class Expected:
   """
 
   model: dict
-  digests: dict
+  params: dict
   dtype: str
   batches: dict
   patch_mask: np.ndarray | None
@@ -126,7 +132,7 @@ def expect(
   ours = (model, params) if same else (stored_model, stored)
   return Expected(
       model=dict(stored_model),
-      digests=_digests(stored, dtype),
+      params=dict(stored),
       dtype=dtype,
       batches=batches,
       patch_mask=patch_mask,
@@ -154,6 +160,7 @@ def prove(directory, target: ModuleType, expected: Expected) -> dict:
   directory = Path(directory)
   imported = target.read(directory, streamed=True)
   compare_bits(imported, expected)
+  expected.params.clear()
   result = {"bit_equal": True, "tolerance": TOLERANCE, "pytorch": None, "versions": _versions()}
   answers = expected.answers
   if expected.dtype != "float32":
@@ -186,11 +193,12 @@ def compare_bits(imported: Imported, expected: Expected) -> None:
       f"{key} is {found!r} instead of {wanted!r}"
       for key, (found, wanted) in settings.items() if found != wanted
   ]
-  found = _digests(imported.params, expected.dtype)
+  wanted, found = dict(leaves(expected.params)), dict(leaves(imported.params))
   wrong += [
       f"{'/'.join(path)} differs"
-      for path in sorted(expected.digests.keys() | found.keys())
-      if expected.digests.get(path) != found.get(path)
+      for path in sorted(wanted.keys() | found.keys())
+      if path not in wanted or path not in found
+      or not _same(path, wanted[path], found[path], expected.dtype)
   ]
   if wrong:
     raise CheckpointError(
@@ -249,20 +257,18 @@ def _answers(model, params, batches, patch_mask) -> dict:
   return answers
 
 
-def _digests(params: Mapping, dtype: str) -> dict:
-  """sha256 of each leaf as it is stored in `dtype`, by path; two at a time."""
+def _same(path, wanted, found, dtype: str) -> bool:
+  """Whether a leaf that was read back has the bits of ours in `dtype`; layer by layer in the blocks,
+  whose leaves may lie in files."""
+  if np.shape(wanted) != np.shape(found):
+    return False
+  layers = zip(wanted, found) if path[0] == "blocks" else ((wanted, found),)
+  return all(np.array_equal(_bits(a, dtype), _bits(b, dtype)) for a, b in layers)
 
-  def digest(item):
-    path, leaf = item
-    found = hashlib.sha256()
-    # The stacked ones a layer at a time: they may lie in a file.
-    for part in leaf if path[0] == "blocks" else (leaf,):
-      data = np.ascontiguousarray(round_to(part, dtype))
-      found.update(data.reshape(-1).view(np.uint8))
-    return path, found.hexdigest()
 
-  with ThreadPoolExecutor(2) as pool:
-    return dict(pool.map(digest, leaves(params)))
+def _bits(array, dtype: str) -> np.ndarray:
+  rounded = np.ascontiguousarray(round_to(array, dtype)).reshape(-1)
+  return rounded.view(np.uint32 if rounded.itemsize == 4 else np.uint16)
 
 
 def _setting(model: Mapping, key: str):
