@@ -141,6 +141,7 @@ it appears; DIR/conversion.json holds the proof.""")
   add("--dtype", default="float32", choices=["float32", "bfloat16", "float16"],
       help="of the stored weights [float32]")
   add("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights [5GB]")
+  add("--image-size", metavar="N|HxW", help="resample position embeddings to it [unchanged]")
   add("--classes", metavar="MAP", help="keep these classes of the head: imagenet-1k (of "
       "an ImageNet-21k head), or a file with an index or WordNet id a line")
 
@@ -219,12 +220,14 @@ def _predict(arguments, overrides):
 
 def _convert(arguments, overrides):
   del overrides
-  from vit_jax.convert import convert, parse_bytes
+  from vit_jax.convert import convert, parse_bytes, parse_image_size
 
+  size = arguments.image_size
   convert(
       arguments.model, output=arguments.output, to=arguments.to,
       architecture=arguments.architecture, dtype=arguments.dtype,
       max_shard_bytes=parse_bytes(arguments.max_shard_size), classes=arguments.classes,
+      image_size=None if size is None else parse_image_size(size),
   )
 
 

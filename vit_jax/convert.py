@@ -15,7 +15,7 @@ from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.loading import open_streamed
+from vit_jax.loading import at_image_size, open_streamed
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 1 to 8.
@@ -37,7 +37,7 @@ class Origin:
 
 def convert(
     ref: str, *, output: str, to: str, architecture: str | None, dtype: str,
-    max_shard_bytes: int, classes: str | None = None,
+    max_shard_bytes: int, classes: str | None = None, image_size=None,
 ) -> None:
   """Writes an export and verifies it; prints what was written and measured.
 
@@ -50,13 +50,15 @@ def convert(
     max_shard_bytes: largest file of weights.
     classes: which of the head's classes to keep: "imagenet-1k", or a file (see
       `interop.class_map`); None for all.
+    image_size: the side in pixels or (height, width), position embeddings resampled to it; None
+      for the checkpoint's own.
 
   Raises:
     CheckpointError: the format cannot hold the model, or the numbers differ.
   """
   report, proof, origin = export_checkpoint(
       ref, output, to=to, architecture=architecture, dtype=dtype,
-      max_shard_bytes=max_shard_bytes, classes=classes,
+      max_shard_bytes=max_shard_bytes, classes=classes, image_size=image_size,
   )
   for line in origin.report:
     print(f"{ref}: {line}")
@@ -72,6 +74,7 @@ def convert(
 def export_checkpoint(
     ref: str, directory, *, to: str = "huggingface", architecture: str | None = None,
     dtype: str = "float32", max_shard_bytes: int = 5_000_000_000, classes: str | None = None,
+    image_size=None,
 ) -> tuple[dict, dict, Origin]:
   """Writes one export, proved; arguments and errors as of `convert`.
 
@@ -83,6 +86,8 @@ def export_checkpoint(
   def load_source():
     nonlocal origin
     checkpoint = open_streamed(ref)
+    if image_size is not None:
+      checkpoint = at_image_size(checkpoint, image_size)
     fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)}
     model, params, labels = checkpoint.model_config, checkpoint.params, checkpoint.labels
     if classes is not None:
@@ -101,6 +106,19 @@ def export_checkpoint(
       dtype=dtype, max_shard_bytes=max_shard_bytes,
   )
   return report, proof, origin
+
+
+def parse_image_size(text: str):
+  """"384" as 384, "224x320" as (224, 320): height, width.
+
+  Raises:
+    ConfigError: anything else.
+  """
+  sides = text.lower().split("x")
+  if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+    raise ConfigError(f"--image-size={text}: write a side such as 384, or HEIGHTxWIDTH")
+  sides = tuple(map(int, sides))
+  return sides[0] if len(set(sides)) == 1 else sides
 
 
 def parse_bytes(text: str) -> int:

@@ -159,7 +159,7 @@ def write(
   model, params = fit(model, params, architecture)
   labels = labels if model["num_classes"] else None
   notes += _notes(preprocessing, labels)
-  _check_preprocessing(preprocessing, model)
+  _check_preprocessing(preprocessing, model, architecture)
   texts = {
       "config.json": huggingface_config.to_config(
           model, architecture=architecture, labels=labels, dtype=dtype
@@ -201,8 +201,9 @@ def _json_bytes(content) -> bytes:
   return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _check_preprocessing(preprocessing, model) -> None:
-  if not preprocessing:
+def _check_preprocessing(preprocessing, model, architecture: str) -> None:
+  # Dinov2 interpolates its positions to whatever image comes; the other classes refuse it.
+  if not preprocessing or architecture.startswith("Dinov2"):
     return
   made, taken = (
       size if isinstance(size, int) else list(size)
@@ -210,8 +211,8 @@ def _check_preprocessing(preprocessing, model) -> None:
   )
   if made != taken:
     raise CheckpointError(
-        f"preprocessing makes images of {made} pixels, the model takes {taken}. Give the "
-        "preprocessing that the model is evaluated with."
+        f"preprocessing makes images of {made} pixels, the model takes {taken}, and {architecture} "
+        f"does not interpolate by itself. Convert with --image-size={_pixels(made)}."
     )
 
 
@@ -225,3 +226,7 @@ def _notes(preprocessing, labels) -> list[str]:
   elif not preprocessing["exif_orientation"]:
     notes.append("evaluated without EXIF orientation, which transformers applies on opening")
   return notes
+
+
+def _pixels(size) -> str:
+  return str(size) if isinstance(size, int) else "x".join(map(str, size))

@@ -28,7 +28,8 @@ def to_config(
   if preprocessing and sides_of(preprocessing["image_size"]) != sides_of(model["image_size"]):
     raise CheckpointError(
         f"preprocessing makes images of {preprocessing['image_size']} pixels, the model takes "
-        f"{model['image_size']}. Give the preprocessing that the model is evaluated with."
+        f"{model['image_size']}, and timm does not interpolate by itself. Convert with "
+        f"--image-size={'x'.join(map(str, sides_of(preprocessing['image_size'])))}."
     )
   classes, width, size = model["num_classes"], model["width"], model["image_size"]
   pool = {ours: theirs for theirs, ours in _POOLS.items()}[model["pooling"]]
