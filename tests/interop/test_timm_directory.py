@@ -169,7 +169,7 @@ def swap_query_and_key(tensors):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "mutation", [{"act_layer": "gelu"}, {"num_heads": 2}, shift_positions, swap_query_and_key],
-    ids=str,
+    ids=["gelu", "heads", "positions", "query and key"],
 )
 def test_the_gate_finds_a_mutation_in_what_timm_computes(mutation, tmp_path, timm_process):
   params, _ = write(tmp_path, MODEL)
