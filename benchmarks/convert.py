@@ -4,7 +4,7 @@ Makes a Hugging Face checkpoint of random weights, then in turn copies its model
 to the disk, as a conversion is) and converts the directory with `vit-jax convert`; prints medians,
 their ratio, and the peak of the conversion's host memory over the size of the weights.
 
-    python benchmarks/convert.py --variant=H/14 --rounds=3
+    PYTHONPATH=. python benchmarks/convert.py --variant=H/14 --rounds=3
 """
 
 import argparse

@@ -130,7 +130,7 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   add = verb("convert", _convert, "Write a checkpoint in somebody else's format, verified.", """\
   vit-jax convert --model=runs/digits --output=digits_hf --to=huggingface
   vit-jax convert --model=B_16.npz --output=b16_timm --to=timm --dtype=bfloat16
-  for step in 10000 20000; do vit-jax convert --model=runs/a@$step --output=a_$step; done
+  vit-jax convert --model=runs/a@10000,20000,best --output=exports      into exports/10000, ...
 The export is read back, compared bit by bit and, where torch is installed, run against ours before
 it appears; DIR/conversion.json holds the proof.""")
   add("--model", required=True, metavar="REF", help=_REF)

@@ -15,7 +15,7 @@ from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.loading import at_image_size, open_streamed
+from vit_jax.loading import at_image_size, open_streamed, split_ref
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 1 to 8.
@@ -42,8 +42,8 @@ def convert(
   """Writes an export and verifies it; prints what was written and measured.
 
   Args:
-    ref: the checkpoint (see `loading`).
-    output: directory to write.
+    ref: the checkpoint (see `loading`); RUN@STEP,STEP,... names several of a run.
+    output: directory to write; of several checkpoints each has its own in it, output/STEP.
     to: a key of `interop.targets.TARGETS`.
     architecture: a class of the format, None for the richest that holds the weights.
     dtype: of the stored weights.
@@ -56,10 +56,16 @@ def convert(
   Raises:
     CheckpointError: the format cannot hold the model, or the numbers differ.
   """
-  report, proof, origin = export_checkpoint(
-      ref, output, to=to, architecture=architecture, dtype=dtype,
-      max_shard_bytes=max_shard_bytes, classes=classes, image_size=image_size,
-  )
+  options = {
+      "to": to, "architecture": architecture, "dtype": dtype, "max_shard_bytes": max_shard_bytes,
+      "classes": classes, "image_size": image_size,
+  }
+  run, steps = split_ref(ref)
+  if "," in steps:
+    for step in steps.split(","):
+      convert(f"{run}@{step}", output=f"{output}/{step}", **options)
+    return
+  report, proof, origin = export_checkpoint(ref, output, **options)
   for line in origin.report:
     print(f"{ref}: {line}")
   print(
