@@ -10,6 +10,9 @@ from vit_jax.observe.versions import versions
 _OPTIONAL = {
     "torch": "PyTorch, to verify conversions: pip install 'vit_jax[torch]'",
     "transformers": "Hugging Face, to verify conversions: pip install 'vit_jax[torch]'",
+    "timm": "timm, to verify conversions to it and to .npz: pip install timm",
+    "huggingface_hub": "the Hub, for hf: and timm: and publishing: pip install 'vit_jax[hub]'",
+    "gcsfs": "Google's buckets, for gs://: pip install gcsfs",
 }
 
 
