@@ -135,6 +135,7 @@ MAY_BE_NONE = {
     "model.mlp", "optimizer.ema_decay",
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
+    "input.crop_short_side", "input.rand_augment",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",
     "mesh.replica",
 }

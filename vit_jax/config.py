@@ -137,13 +137,40 @@ FIELDS = {
     ),
     "input.batch_size": Field(128, RECIPE, "examples of one step, over all devices", minimum=2),
     "input.crop": Field(
-        "random_resized", RECIPE, "of training images", choices=("random_resized", "pad", "none")
+        "random_resized", RECIPE, "of training images; see data/augment.py",
+        choices=(
+            "random_resized", "simple", "random", "center", "squash_random", "pad", "none",
+        ),
     ),
     "input.crop_min_area": Field(
         0.08, RECIPE, "smallest share of a random_resized crop", minimum=0.001, maximum=1
     ),
     "input.crop_padding": Field(0, RECIPE, "pixels added on each side by a pad crop", minimum=0),
+    "input.crop_short_side": Field(
+        None, RECIPE, "resized to this before a random, center or squash_random crop [8/7 image]",
+        int, minimum=1,
+    ),
+    "input.crop_filter": Field(
+        "bilinear", RECIPE, "of training crops and of timm's RandAugment",
+        choices=("bilinear", "bicubic", "random"),
+    ),
+    "input.antialias": Field(
+        False, RECIPE, "average where a random_resized crop is made smaller; others always are"
+    ),
     "input.flip": Field(True, RECIPE, "mirror every second training image"),
+    "input.rand_augment": Field(
+        None, RECIPE, 'LAYERS,MAGNITUDE as "2,15", or timm\'s "rand-m9-mstd0.5-inc1"; None: off', str
+    ),
+    "input.three_augment": Field(False, RECIPE, "DeiT-III's: gray, solarized or blurred"),
+    "input.color_jitter": Field(
+        0.0, RECIPE, "strength, of brightness, contrast and saturation; 0: off", minimum=0
+    ),
+    "input.random_erasing": Field(
+        0.0, RECIPE, "probability that a box is erased", minimum=0, maximum=1
+    ),
+    "input.random_erasing_mode": Field(
+        "pixel", RECIPE, "fill with noise or with the mean colour", choices=("pixel", "const")
+    ),
     "input.resize": Field(
         None, IDENTITY, "evaluation: squash, or centre crop [squash]", str,
         choices=("squash", "center"),

@@ -263,13 +263,9 @@ def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics)
 
 def _train_transform(config) -> TrainTransform:
   """What happens to a training image on the host."""
+  names = {field.name for field in dataclasses.fields(TrainTransform)} & set(config.input)
   return TrainTransform(
-      image_size=config.model.image_size,
-      crop=config.input.crop,
-      crop_min_area=config.input.crop_min_area,
-      crop_padding=config.input.crop_padding,
-      flip=config.input.flip,
-      exif_orientation=config.input.exif_orientation,
+      image_size=config.model.image_size, **{name: config.input[name] for name in names}
   )
 
 

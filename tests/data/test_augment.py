@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from vit_jax.data.augment import TrainTransform, pad_crop, random_resized_crop, sample_box
+from vit_jax.data.augment import CROPS, TrainTransform
+from vit_jax.data.crops import pad_crop, random_resized_crop, sample_box
 from vit_jax.data.decode import UnreadableImage
 from vit_jax.errors import ConfigError
 
@@ -65,7 +66,7 @@ def test_centre_where_no_box_fits(shape, box):
   assert sample_box(*shape, min_area=1, rng=generator()) == box
 
 
-@pytest.mark.parametrize("crop", ["random_resized", "pad", "none"])
+@pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (2, 3), (7, 40), (64, 64)])
 def test_any_shape_becomes_the_size(crop, shape):
   transform = TrainTransform(image_size=32, crop=crop, crop_padding=4)
@@ -143,6 +144,9 @@ def test_pixels_depend_on_the_generator_alone():
 @pytest.mark.parametrize("values", [
     {"crop": "centre"}, {"crop_min_area": 0.0}, {"crop_min_area": 1.5},
     {"crop_min_area": float("nan")}, {"crop_padding": -1}, {"image_size": 0},
+    {"crop_short_side": 7}, {"crop_filter": "nearest"}, {"color_jitter": -0.1},
+    {"color_jitter": float("nan")}, {"random_erasing": 1.1}, {"random_erasing_mode": "rand"},
+    {"rand_augment": "m9"}, {"three_augment": True, "rand_augment": "2,10"},
 ])
 def test_wrong_values(values):
   with pytest.raises(ConfigError, match=next(iter(values))):

@@ -1,55 +1,85 @@
-"""What happens to a training image on the host: crop, resize, mirror."""
+"""What happens to a training image on the host: crop, mirror, change, erase."""
 
 import dataclasses
-import math
+import functools
 
-import cv2
 import numpy as np
 
+from vit_jax.data import crops, erasing
+from vit_jax.data.color_jitter import color_jitter, three_augment
 from vit_jax.data.decode import decode
 from vit_jax.data.preprocess import resize
+from vit_jax.data.rand_augment import RandAugment, parse
 from vit_jax.errors import ConfigError
 
-_MIN_ASPECT, _MAX_ASPECT = 3 / 4, 4 / 3
-_ATTEMPTS = 10
-# Training crops are not antialiased, as big_vision's are not: one core then keeps up with
-# TensorFlow's decode-and-crop, where Pillow's filter reaches two thirds of that.  Evaluation is
-# antialiased, because it must agree with other people's numbers.  Bilinear is the default of
-# big_vision's inception_crop, and no recipe here asks for another filter.
-_CROP_FILTER = cv2.INTER_LINEAR
+CROPS = (
+    "random_resized", "simple", "random", "center", "squash_random", "pad", "none",
+)
+CROP_FILTERS = ("bilinear", "bicubic", "random")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-  """Decoded or encoded image to a training image.
+  """Decoded or encoded image to a training image, in the order of the attributes.
 
   Attributes:
     image_size: side S of the result.
-    crop: "random_resized" (Inception's, arXiv 1409.4842), "pad" (squash to S, zeros around it,
-      a random S x S window; arXiv 1512.03385) or "none" (squash).
+    crop:
+      "random_resized": a random box, resized (Inception's, arXiv 1409.4842).
+      "simple": short side to S, 4 mirrored pixels around, a random window (DeiT-III's).
+      "random": short side to `crop_short_side`, a random window (big_vision's resmall_crop).
+      "center": the same, the window in the middle.
+      "squash_random": squash to `crop_short_side`, a random window (big_vision's resize_crop).
+      "pad": squash to S, zeros around it, a random window (arXiv 1512.03385).
+      "none": squash to S.
     crop_min_area: smallest share of the image in a random_resized crop.
     crop_padding: zeros on each side before a pad crop.
+    crop_short_side: at least S; None for 8/7 S.
+    crop_filter: "bilinear", "bicubic", or "random" for one of them for each image; also of
+      RandAugment's shears, shifts and rotations in timm's dialect.
+    antialias: whether a random_resized crop is averaged where it is made smaller; the other
+      crops always are.
     flip: mirror every second image.
+    rand_augment: either dialect of `rand_augment.parse`; None for none.
+    three_augment: gray, solarized or blurred (`color_jitter.three_augment`).
+    color_jitter: strength of changes in brightness, contrast and saturation; 0 for none.
+    random_erasing: probability that a box is erased.
+    random_erasing_mode: "pixel" for noise, "const" for the mean colour.
+    mean, std: three floats each, of pixels in 0..1, as the device normalises.
     exif_orientation: turn photos as their EXIF data says.
 
   Raises:
-    ConfigError: from the constructor, a wrong value.
+    ConfigError: from the constructor, a wrong value or combination.
   """
 
   image_size: int
   crop: str = "random_resized"
   crop_min_area: float = 0.08
   crop_padding: int = 0
+  crop_short_side: int | None = None
+  crop_filter: str = "bilinear"
+  antialias: bool = False
   flip: bool = True
+  rand_augment: str | None = None
+  three_augment: bool = False
+  color_jitter: float = 0.0
+  random_erasing: float = 0.0
+  random_erasing_mode: str = "pixel"
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   exif_orientation: bool = True
 
   def __post_init__(self):
     if self.image_size < 1:
       raise ConfigError(f"config.model.image_size is {self.image_size}; it must be above 0")
-    if self.crop not in ("random_resized", "pad", "none"):
-      raise ConfigError(
-          f"config.input.crop is {self.crop!r}; it must be random_resized, pad or none"
-      )
+    for name, choices in (
+        ("crop", CROPS), ("crop_filter", CROP_FILTERS), ("random_erasing_mode", erasing.MODES)
+    ):
+      if getattr(self, name) not in choices:
+        raise ConfigError(
+            f"config.input.{name} is {getattr(self, name)!r}; it must be one of "
+            f"{', '.join(choices)}"
+        )
     if not 0 < self.crop_min_area <= 1:
       raise ConfigError(
           f"config.input.crop_min_area is {self.crop_min_area}; it must be above 0 and at most 1"
@@ -58,6 +88,40 @@ class TrainTransform:
       raise ConfigError(
           f"config.input.crop_padding is {self.crop_padding}; it must not be negative"
       )
+    if self.crop_short_side is not None and self.crop_short_side < self.image_size:
+      raise ConfigError(
+          f"config.input.crop_short_side {self.crop_short_side} is smaller than "
+          f"config.model.image_size {self.image_size}, which is cropped out of it"
+      )
+    if not 0 <= self.random_erasing <= 1:
+      raise ConfigError(
+          f"config.input.random_erasing is {self.random_erasing}; it is a probability, 0 to 1"
+      )
+    if not self.color_jitter >= 0:
+      raise ConfigError(
+          f"config.input.color_jitter is {self.color_jitter}; it must not be negative"
+      )
+    if self._operations and self.three_augment:
+      raise ConfigError(
+          "config.input.three_augment and config.input.rand_augment are both set; 3-Augment "
+          "takes RandAugment's place: set rand_augment to None, or three_augment to False"
+      )
+
+  @functools.cached_property
+  def _operations(self) -> RandAugment | None:
+    """What `rand_augment` says."""
+    return None if self.rand_augment is None else parse(self.rand_augment)
+
+  @functools.cached_property
+  def _mean_color(self) -> tuple[int, int, int]:
+    return tuple(min(255, round(255 * x)) for x in self.mean)
+
+  @property
+  def changes_pixels(self) -> bool:
+    """Whether anything but cropping and mirroring happens."""
+    return bool(
+        self.rand_augment or self.three_augment or self.color_jitter or self.random_erasing
+    )
 
   def __call__(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """uint8 `[H, W, 3]`, or an image file's content, to uint8 `[S, S, 3]`.
@@ -67,52 +131,49 @@ class TrainTransform:
     """
     if isinstance(image, bytes):
       image = decode(image, exif_orientation=self.exif_orientation)
-    if self.crop == "random_resized":
-      image = random_resized_crop(
-          image, size=self.image_size, min_area=self.crop_min_area, rng=rng
+    image = self._cropped(image, rng)
+    if self.flip and rng.random() < 0.5:
+      image = image[:, ::-1]
+    if not self.changes_pixels:
+      return image
+    image = np.ascontiguousarray(image)
+    if self._operations:
+      image = self._operations(
+          image, rng, fill=self._mean_color, crop_filter=self.crop_filter
       )
+    if self.three_augment:
+      image = three_augment(image, rng)
+    if self.color_jitter:
+      image = color_jitter(image, rng, strength=self.color_jitter)
+    if self.random_erasing:
+      image = erasing.random_erasing(
+          image, rng, probability=self.random_erasing, mode=self.random_erasing_mode,
+          mean=self.mean, std=self.std,
+      )
+    return image
+
+  def _cropped(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 `[H, W, 3]` to `[S, S, 3]`."""
+    size, kind = self.image_size, self.crop
+    crop_filter = self.crop_filter
+    if crop_filter == "random":
+      crop_filter = ("bilinear", "bicubic")[rng.integers(2)]
+    if kind == "random_resized":
+      return crops.random_resized_crop(
+          image, size=size, min_area=self.crop_min_area, rng=rng, crop_filter=crop_filter,
+          antialias=self.antialias,
+      )
+    if kind == "simple":
+      return crops.simple_crop(image, size=size, rng=rng, crop_filter=crop_filter)
+    short = self.crop_short_side or round(size * 8 / 7)
+    if kind in ("random", "center"):
+      image = crops.resize_short_side(image, short, crop_filter=crop_filter)
+    elif kind == "squash_random":
+      image = resize(image, short, short, interpolation=crop_filter)
     else:
-      image = resize(image, self.image_size, self.image_size, interpolation="bilinear")
-      if self.crop == "pad":
-        image = pad_crop(image, padding=self.crop_padding, rng=rng)
-    return image[:, ::-1] if self.flip and rng.random() < 0.5 else image
-
-
-def random_resized_crop(
-    image: np.ndarray, *, size: int, min_area: float, rng: np.random.Generator
-) -> np.ndarray:
-  """Resizes a random box of uint8 `[H, W, 3]` to `[size, size, 3]`."""
-  top, left, height, width = sample_box(*image.shape[:2], min_area=min_area, rng=rng)
-  box = image[top : top + height, left : left + width]
-  return cv2.resize(box, (size, size), interpolation=_CROP_FILTER)
-
-
-def sample_box(
-    height: int, width: int, *, min_area: float, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-  """Draws the box of a random resized crop, as torchvision's `RandomResizedCrop.get_params`.
-
-  Its share of the area is uniform in [min_area, 1], the logarithm of its aspect uniform between
-  those of 3/4 and 4/3; after ten boxes that do not fit, the largest centred one of a permitted
-  aspect.
-
-  Returns:
-    (top, left, height, width) in pixels.
-  """
-  for _ in range(_ATTEMPTS):
-    area = height * width * rng.uniform(min_area, 1)
-    aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), math.log(_MAX_ASPECT)))
-    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    if 0 < w <= width and 0 < h <= height:
-      return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-  w = min(width, round(height * _MAX_ASPECT))
-  h = min(height, round(width / _MIN_ASPECT))
-  return (height - h) // 2, (width - w) // 2, h, w
-
-
-def pad_crop(image: np.ndarray, *, padding: int, rng: np.random.Generator) -> np.ndarray:
-  """A random window of uint8 `[S, S, 3]` after zeros were put around it; the same shape."""
-  height, width = image.shape[:2]
-  top, left = rng.integers(2 * padding + 1, size=2)
-  padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-  return padded[top : top + height, left : left + width]
+      image = resize(image, size, size, interpolation=crop_filter)
+    if kind == "pad":
+      return crops.pad_crop(image, padding=self.crop_padding, rng=rng)
+    if kind == "center":
+      return crops.centre_window(image, size=size)
+    return image if kind == "none" else crops.random_window(image, size=size, rng=rng)

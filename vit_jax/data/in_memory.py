@@ -19,9 +19,12 @@ _MAX_BYTES = 2 * 1024**3
 
 
 def fits(source: ArraySource, transform: TrainTransform) -> bool:
-  """Whether the set can be gathered: resized once, where the crop allows it, it fits."""
+  """Whether the set can be gathered: resized once, where the transform allows it, it fits."""
   side = transform.image_size + 2 * transform.crop_padding
-  return transform.crop in ("pad", "none") and len(source) * side * side * 3 <= _MAX_BYTES
+  plain = transform.crop in ("pad", "none") and not transform.changes_pixels
+  return plain and transform.crop_filter != "random" and (
+      len(source) * side * side * 3 <= _MAX_BYTES
+  )
 
 
 def gathered_batches(
@@ -56,7 +59,7 @@ def _prepared(source: ArraySource, transform: TrainTransform, padding: int) -> n
   out = np.zeros((len(source), size + 2 * padding, size + 2 * padding, 3), np.uint8)
   for place, image in zip(out, source.images):
     place[padding : padding + size, padding : padding + size] = resize(
-        image, size, size, interpolation="bilinear"
+        image, size, size, interpolation=transform.crop_filter
     )
   return out
 

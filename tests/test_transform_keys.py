@@ -1,0 +1,67 @@
+"""Every key of a transform reaches it, through the command line and the stored JSON."""
+
+import dataclasses
+
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.data.augment import CROP_FILTERS, CROPS, TrainTransform
+from vit_jax.data.erasing import MODES
+from vit_jax.errors import ConfigError
+from vit_jax.resolve import resolve
+from vit_jax.train import _train_transform
+
+HOST = {
+    "crop": "simple", "crop_min_area": "0.05", "crop_padding": "4", "crop_short_side": "256",
+    "crop_filter": "bicubic", "antialias": "True", "flip": "False",
+    "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": "True", "color_jitter": "0.3",
+    "random_erasing": "0.25", "random_erasing_mode": "const", "mean": "(0.1, 0.2, 0.3)",
+    "std": "(0.2, 0.3, 0.4)", "exif_orientation": "False",
+}
+
+
+def configured(overrides):
+  config = config_lib.override(config_lib.complete({}, origin="a test"), overrides)
+  stored = config_lib.from_json(config_lib.to_json(config), origin="a test")
+  assert stored == config
+  return resolve(stored, checkpoint=None, platform="cpu")
+
+
+def test_every_attribute_of_the_transform_has_its_key():
+  assert {f.name for f in dataclasses.fields(TrainTransform)} - {"image_size"} == set(HOST)
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_a_key_of_the_host_reaches_the_transform(name):
+  before = _train_transform(configured({}))
+  config = configured({f"input.{name}": HOST[name]})
+  after = _train_transform(config)
+  changed = {
+      f.name for f in dataclasses.fields(after)
+      if getattr(after, f.name) != getattr(before, f.name)
+  }
+  assert changed == {name}
+  assert getattr(after, name) == config.input[name]
+
+
+def test_the_image_size_reaches_the_transform():
+  assert _train_transform(configured({"model.image_size": "192"})).image_size == 192
+
+
+def test_the_choices_are_those_of_the_transform():
+  fields = config_lib.FIELDS
+  assert fields["input.crop"].choices == CROPS
+  assert fields["input.crop_filter"].choices == CROP_FILTERS
+  assert fields["input.random_erasing_mode"].choices == MODES
+
+
+@pytest.mark.parametrize("text", ["2,15", "2, 10", "none", "rand-m9-mstd0.5-inc1"])
+def test_both_dialects_can_be_written_on_a_command_line(text):
+  transform = _train_transform(configured({"input.rand_augment": text}))
+  assert transform.rand_augment == (None if text == "none" else text)
+  assert bool(transform.changes_pixels) == (text != "none")
+
+
+def test_a_wrong_dialect_is_refused_before_anything_runs():
+  with pytest.raises(ConfigError, match="config.input.rand_augment is 'randaug'"):
+    _train_transform(configured({"input.rand_augment": "randaug"}))
