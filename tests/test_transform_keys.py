@@ -1,10 +1,14 @@
 """Every key of a transform reaches it, through the command line and the stored JSON."""
 
 import dataclasses
+import types
 
+import jax
+import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
+from vit_jax import plan, train
 from vit_jax.data.augment import CROP_FILTERS, CROPS, TrainTransform
 from vit_jax.data.erasing import MODES
 from vit_jax.errors import ConfigError
@@ -65,3 +69,55 @@ def test_both_dialects_can_be_written_on_a_command_line(text):
 def test_a_wrong_dialect_is_refused_before_anything_runs():
   with pytest.raises(ConfigError, match="config.input.rand_augment is 'randaug'"):
     _train_transform(configured({"input.rand_augment": "randaug"}))
+
+
+DEVICE = {
+    "mixup_alpha": "0.8", "cutmix_alpha": "1.0", "switch_probability": "0.3",
+    "mix_per_pair": "True", "label_smoothing": "0.1",
+}
+
+
+def test_the_keys_of_the_device_reach_the_batch(monkeypatch):
+  monkeypatch.setattr(plan, "make_train_step", lambda *_, prepare, **__: prepare)
+  assert set(config_lib.complete({}, origin="a test").batch_ops) == set(DEVICE)
+  model = {
+      "model.variant": "Ti/16", "model.depth": "1", "model.image_size": "32", "total": "2 steps"
+  }
+  overrides = {f"batch_ops.{name}": text for name, text in DEVICE.items()}
+  config = configured(model | overrides)
+  prepare = plan.make_plan(config, examples=64, num_classes=3).train_step
+  assert {name: prepare.keywords[name] for name in DEVICE} == dict(config.batch_ops)
+  assert dict(config.batch_ops) == {
+      "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_probability": 0.3, "mix_per_pair": True,
+      "label_smoothing": 0.1,
+  }
+  rng = np.random.default_rng(0)
+  batch = {
+      "image": rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
+      "label": np.array([0, 1, 2, 0]), "mask": np.ones(4, np.float32),
+  }
+  target = prepare(batch, key=jax.random.key(0))["target"]
+  assert float(target.min()) == pytest.approx(0.1 / 3)
+
+
+def test_repeats_reach_the_stream(monkeypatch):
+  given = {}
+
+  def train_batches(source, **arguments):
+    given.update(arguments)
+    yield {}
+    yield {}
+
+  monkeypatch.setattr(train, "train_batches", train_batches)
+  monkeypatch.setattr(train.mesh_lib, "process_slice", lambda mesh: (0, 1))
+  monkeypatch.setattr(train.mesh_lib, "to_devices", lambda batch, mesh: batch)
+  config = configured({"input.repeated_augmentation": "3"})
+  next(train._train_input(types.SimpleNamespace(config=config, mesh=None), None, None, 0, None))
+  assert given["repeats"] == 3
+
+
+@pytest.mark.parametrize("key", [f"input.{name}" for name in HOST if name not in (
+    "mean", "std", "exif_orientation"
+)] + ["input.repeated_augmentation"] + [f"batch_ops.{name}" for name in DEVICE])
+def test_what_changes_training_is_part_of_the_recipe(key):
+  assert config_lib.FIELDS[key].key_class == config_lib.RECIPE

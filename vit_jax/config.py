@@ -189,7 +189,23 @@ FIELDS = {
         None, IDENTITY, "turn photos as their EXIF data says [True]", bool
     ),
     "input.threads": Field(2, RUNTIME, "that decode images", minimum=0),
+    "input.repeated_augmentation": Field(
+        1, RECIPE, "times each image stands in the order, so that R epochs visit each R times",
+        minimum=1,
+    ),
     "batch_ops.mixup_alpha": Field(0.0, RECIPE, "of Mixup's Beta distribution; 0: off", minimum=0),
+    "batch_ops.cutmix_alpha": Field(
+        0.0, RECIPE, "of CutMix's Beta distribution; 0: off", minimum=0
+    ),
+    "batch_ops.switch_probability": Field(
+        0.5, RECIPE, "of CutMix where Mixup is on, too", minimum=0, maximum=1
+    ),
+    "batch_ops.mix_per_pair": Field(
+        False, RECIPE, "each pair of neighbours draws for itself, not once a batch"
+    ),
+    "batch_ops.label_smoothing": Field(
+        0.0, RECIPE, "share of a target that is spread over the classes", minimum=0, maximum=0.999
+    ),
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
     "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=1e-12),
     "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0, maximum=1),

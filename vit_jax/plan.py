@@ -100,7 +100,7 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
       mean=config.input.mean,
       std=config.input.std,
       num_classes=num_classes,
-      mixup_alpha=config.batch_ops.mixup_alpha,
+      **config.batch_ops,
   )
   image = np.zeros((1, config.model.image_size, config.model.image_size, 3), np.float32)
   ema_decay = config.optimizer.ema_decay

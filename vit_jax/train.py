@@ -283,6 +283,7 @@ def _train_input(plan, source, transform, examples_seen: int, bad):
       transform=transform,
       threads=config.input.threads,
       bad=bad,
+      repeats=config.input.repeated_augmentation,
   )
   return _one_ahead(mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vit_jax.batch_ops.mixup import mixup, swap_neighbours
+from vit_jax.batch_ops.mixing import mix_neighbours
+from vit_jax.batch_ops.mixup import swap_neighbours
+
+
+def mixup(images, targets, mask, *, alpha, key):
+  return mix_neighbours(
+      images, targets, mask, mixup_alpha=alpha, cutmix_alpha=0.0, switch_probability=0.5,
+      per_pair=False, key=key,
+  )
 
 
 def batch(size=16, classes=10, seed=0):

@@ -66,12 +66,14 @@ each_stream = pytest.mark.parametrize("stream", STREAMS)
 
 
 def take(
-    stream, count, *, batch_size=8, seed=1, start=0, shard=0, shards=1, threads=0, bad=None
+    stream, count, *, batch_size=8, seed=1, start=0, shard=0, shards=1, threads=0, bad=None,
+    repeats=1,
 ):
   source, transform = STREAMS[stream] if isinstance(stream, str) else stream
   batches = train_batches(
       source, batch_size=batch_size, seed=seed, start=start, shard=shard, shards=shards,
       transform=transform, threads=threads, bad=BadRecords() if bad is None else bad,
+      repeats=repeats,
   )
   taken = list(itertools.islice(batches, count))
   batches.close()

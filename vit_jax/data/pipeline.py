@@ -15,6 +15,7 @@ from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.decode import UnreadableImage, decode
 from vit_jax.data.preprocess import Preprocessing
+from vit_jax.data.repeats import repeated
 from vit_jax.data.source import ArraySource, Record, Source
 from vit_jax.errors import ConfigError
 
@@ -23,18 +24,20 @@ Batch = dict[str, np.ndarray]
 
 def train_batches(
     source: Source, *, batch_size: int, seed: int, start: int, shard: int, shards: int,
-    transform: TrainTransform, threads: int, bad: BadRecords,
+    transform: TrainTransform, threads: int, bad: BadRecords, repeats: int = 1,
 ) -> Iterator[Batch]:
   """Yields this shard's part of each global batch, forever.
 
   Each epoch is another permutation of the source and visits every example once; batches
-  straddle epochs.  Shard s of S holds the rows [s B / S, (s + 1) B / S) of a global batch.
+  straddle epochs.  With R repeats every R epochs share one permutation, in which each example is
+  visited R times, differently augmented.  Shard s of S holds the rows [s B / S, (s + 1) B / S) of a global batch.
 
   Args:
     batch_size: B, over all shards.
     start: how many examples of the whole stream come before the first batch; costs nothing.
     threads: that decode ahead, each a whole batch; 0 decodes when asked.
     bad: collects unreadable images, which become zeros with their label and mask 0.
+    repeats: R of repeated augmentation; see `repeats` for the order.
 
   Returns:
     Iterator of {"image": uint8 `[B/S, size, size, 3]`, "label": int32 `[B/S]`,
@@ -45,7 +48,7 @@ def train_batches(
     Whatever the source raises, from the iterator's `next`.
   """
   rows = _rows(batch_size, shard, shards)
-  if isinstance(source, ArraySource) and in_memory.fits(source, transform):
+  if repeats == 1 and isinstance(source, ArraySource) and in_memory.fits(source, transform):
     return in_memory.gathered_batches(
         source, batch_size=batch_size, seed=seed, start=start, shard=shard, shards=shards,
         transform=transform,
@@ -56,12 +59,14 @@ def train_batches(
                     size=(transform.image_size,) * 2, bad=bad)
 
   order_seed, map_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
+  order = grain.MapDataset.range(len(source)).shuffle(seed=int(order_seed)).repeat()
+  # Generators are those of the position: each copy of an image has its own.
+  places = order if repeats == 1 else grain.MapDataset.range(len(order)).map(
+      lambda position: order[repeated(position, repeats)]
+  )
   # Sharding comes after batching, so that the global order does not depend on the shards.
   dataset = (
-      grain.MapDataset.range(len(source))
-      .shuffle(seed=int(order_seed))
-      .repeat()
-      .random_map(example, seed=int(map_seed))[start:]
+      places.random_map(example, seed=int(map_seed))[start:]
       .batch(rows, drop_remainder=True)[shard::shards]
   )
   return _iterate(dataset, threads)

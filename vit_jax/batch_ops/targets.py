@@ -1,0 +1,26 @@
+"""Labels to target probabilities."""
+
+import jax
+import jax.numpy as jnp
+
+
+def one_hot(label, num_classes: int, *, smoothing: float = 0.0):
+  """int `[B]` to float32 `[B, num_classes]`, rows of which sum to 1.
+
+  Args:
+    smoothing: share that is spread evenly over all classes (arXiv 1512.00567, section 7).
+  """
+  target = jax.nn.one_hot(label, num_classes)
+  return target * (1 - smoothing) + smoothing / num_classes if smoothing else target
+
+
+def multi_hot(labels, num_classes: int, *, smoothing: float = 0.0):
+  """int `[B, K]`, padded with -1, to float32 `[B, num_classes]` of ones and zeros.
+
+  Args:
+    smoothing: share of each class's own two outcomes that is exchanged for even odds, as each is a
+      question of its own for sigmoid cross-entropy; timm's `mixup_target` does the same.
+  """
+  # -1 is outside of all classes: its row is zeros.  Of equal labels one counts.
+  target = jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
+  return target * (1 - smoothing) + smoothing / 2 if smoothing else target
