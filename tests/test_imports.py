@@ -35,7 +35,7 @@ BELOW_ROOMS = {"models", "errors"}
 LIBRARIES = {
     "models": {"jax", "flax", "numpy"},
     "batch_ops": {"jax"},
-    "data": {"numpy", "cv2", "PIL", "grain", "sklearn", "etils"},
+    "data": {"numpy", "cv2", "PIL", "grain", "sklearn", "etils", "array_record", "scipy"},
     "errors": set(),
     "durations": set(),
     "config": {"ml_collections"},
@@ -44,8 +44,9 @@ LIBRARIES = {
 OPTIONAL = {
     "torch": {"interop"}, "transformers": {"interop"}, "timm": {"interop"},
     "huggingface_hub": {"interop"}, "fsspec": {"interop"},
+    "tensorflow_datasets": {"data"}, "pyarrow": {"data"},
 }
-FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torchvision", "clu"}
+FORBIDDEN = {"tensorflow", "torchvision", "clu"}
 
 MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "configs"

@@ -17,7 +17,7 @@ _SPLITS = {
     "train": "train", "training": "train", "val": "validation", "validation": "validation",
     "test": "test",
 }
-_EXTENSIONS = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2"
     .split()
 )
@@ -315,7 +315,7 @@ def _image_files(root: Path, directory: Path) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-  return os.path.splitext(name)[1].lower() in _EXTENSIONS
+  return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def _below(root: Path, directory: Path, path: str) -> str:

@@ -1,17 +1,22 @@
 """What a data set is to the rest of the system: records by index, and the splits they form."""
 
 import dataclasses
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 
 class Record(TypedDict):
-  """One example: an encoded file or uint8 `[H, W, 3]`, its class, and a name for messages."""
+  """One example: an encoded file or uint8 `[H, W, 3]`, its class, and a name for messages.
+
+  A data set in which an image may have several classes gives "labels" as well: all of them,
+  ascending.  "label" is then the first, or -1 where there is none.
+  """
 
   image: bytes | np.ndarray
   label: int
   name: str
+  labels: NotRequired[tuple[int, ...]]
 
 
 class Source(Protocol):
@@ -63,6 +68,7 @@ class DataSet:
     splits: "train", and "validation" or "test" or both where there are held-out examples.
     fingerprint: sha256 of what the splits contain, the same wherever the data lies.
     notes: what a user should be told, such as a hold-out that was made here; one sentence each.
+    shuffled: records stand in random order, so that a range of them is a sample of all.
   """
 
   name: str
@@ -70,3 +76,4 @@ class DataSet:
   splits: dict[str, Source]
   fingerprint: str
   notes: tuple[str, ...] = ()
+  shuffled: bool = False
