@@ -93,6 +93,10 @@ def test_several_steps_of_a_run(tmp_path, capsys):
   )
   assert code == 0, err
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1", "latest"]
+  code, _, err = convert(
+      f"--model={tmp_path / 'run'}@1,99", f"--output={tmp_path / 'none'}", capsys=capsys
+  )
+  assert code == 5 and "@99: no such checkpoint" in err and not (tmp_path / "none").exists()
   step, run = load(tmp_path / "out" / "1"), load(f"{tmp_path / 'run'}@1")
   np.testing.assert_array_equal(
       step.params["patch_embedding"]["kernel"], run.params["patch_embedding"]["kernel"]

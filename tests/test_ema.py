@@ -80,3 +80,22 @@ def test_refs_are_split(ref, which, tmp_path, monkeypatch):
   path, found = split_ref(ref)
   assert found == which
   assert path == tmp_path / (ref if not which else "a")
+
+
+def test_an_average_may_begin_and_end_by_amending(tmp_path, capsys):
+  run = tmp_path / "run"
+  plain = {"schedule.name": "constant", "schedule.warmup": "0 steps", "evaluate.every": "3 steps"}
+  for total, extra, said in (
+      (1, {}, ""),
+      (2, {"optimizer.ema_decay": str(DECAY)}, "the average of the parameters begins here"),
+      (3, {}, "the average of the parameters ends here"),
+  ):
+    train(
+        config_lib.load("quickstart", TINY | plain | {"total": f"{total} steps"} | extra),
+        workdir=run, amend=True,
+    )
+    assert said in capsys.readouterr().out
+  params, ema = zip(*(stored(run)[step] for step in (1, 2, 3)))
+  assert ema[0] is None and ema[2] is None
+  wanted = jax.tree.map(lambda a, p: DECAY * a + (1 - DECAY) * p, params[0], params[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ema[1], wanted)

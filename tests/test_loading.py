@@ -133,6 +133,45 @@ def test_a_flipped_bit_is_found(directory, tmp_path):
     load(copy)
 
 
+def test_the_size_that_is_asked_for_is_preprocessed_to(params, tmp_path):
+  """DINOv2 is published so: positions of 518 pixels, a processor of 224."""
+  (tmp_path / "small").mkdir()
+  orbax_directory.write(
+      tmp_path / "small", model=MODEL, params=params, labels=None,
+      preprocessing=PREPROCESSING | {"image_size": 16, "short_side": 18},
+  )
+  checkpoint = load(tmp_path / "small")
+  assert "preprocessed to 16 pixels; positions, of 32" in checkpoint.report[-1]
+  for size in (32, 24):
+    resized = load(tmp_path / "small", image_size=size)
+    assert resized.preprocess([np.zeros((50, 60, 3), np.uint8)]).shape == (1, size, size, 3)
+    assert resized.preprocessing["short_side"] == 18 * size // 16
+    assert not any("preprocessed to" in line for line in resized.report)
+
+
+def test_what_is_not_square_is_squashed_whole(directory):
+  checkpoint = load(directory, image_size=[32, 64])
+  assert checkpoint.report[-1] == "images are squashed to 32x64, not cropped"
+  left_white = np.zeros((50, 100, 3), np.uint8)
+  left_white[:, :20] = 255
+  pixels = checkpoint.preprocess([left_white])
+  assert pixels.shape == (1, 32, 64, 3) and pixels[0, :, :8].min() > 0
+  checkpoint.model.apply({"params": checkpoint.params}, pixels)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"dtype": "banana"}, "computes in"), ({"dtype": "float16"}, "computes in"),
+    ({"image_size": "48"}, "image size '48'"), ({"image_size": (8, 8, 8)}, "height, width"),
+])
+def test_options_are_checked(directory, options, said):
+  with pytest.raises(ConfigError, match=said):
+    load(directory, **options)
+
+
+def test_a_dtype_may_be_jaxs(directory):
+  assert load(directory, dtype=jax.numpy.bfloat16).model_config["dtype"] == "bfloat16"
+
+
 @pytest.fixture
 def bucket(directory, tmp_path, monkeypatch):
   """The export in a file system that is not the machine's."""

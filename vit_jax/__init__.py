@@ -8,6 +8,10 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
+def __dir__():
+  return sorted({*globals(), *__all__})
+
+
 def __getattr__(name):
   if name == "load":
     from vit_jax.loading import load

@@ -433,7 +433,9 @@ def _parse(key: str, text: str):
   """Reads the text of a command-line override as the field's type."""
   field = FIELDS[key]
   is_text = field.value_type is str and not field.length
-  if text.lower() in ("none", "null") and (field.optional or not is_text):
+  # Of a key with choices "none" may be meant as one of them; only None leaves it open.
+  nothing = ("None", "null") if field.choices else ("None", "none", "null", "NONE", "NULL", "Null")
+  if text in nothing and (field.optional or not is_text):
     return None
   if is_text:
     return text

@@ -15,11 +15,12 @@ from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.loading import at_image_size, open_streamed, split_ref
+from vit_jax.loading import at_image_size, open_streamed, split_ref, step_of_run
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 1 to 8.
 _MACS = 0.25e12
+_NO_JUDGE = "  nobody else reads this format, so there is nobody to compare with"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,8 @@ def convert(
   }
   run, steps = split_ref(ref)
   if "," in steps:
+    for step in steps.split(","):  # none is written where one is missing
+      step_of_run(run, step)
     for step in steps.split(","):
       convert(f"{run}@{step}", output=f"{output}/{step}", **options)
     return
@@ -74,7 +77,7 @@ def convert(
   )
   for note in report["notes"]:
     print(f"  {note}")
-  print(_figures(proof))
+  print(_figures(proof, to))
 
 
 def export_checkpoint(
@@ -121,7 +124,7 @@ def parse_image_size(text: str):
     ConfigError: anything else.
   """
   sides = text.lower().split("x")
-  if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+  if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
     raise ConfigError(f"--image-size={text}: write a side such as 384, or HEIGHTxWIDTH")
   sides = tuple(map(int, sides))
   return sides[0] if len(set(sides)) == 1 else sides
@@ -138,17 +141,17 @@ def parse_bytes(text: str) -> int:
   unit = next(u for u in units if number.endswith(u))
   try:
     size = int(float(number.removesuffix(unit)) * units[unit])
-  except ValueError:
+  except (ValueError, OverflowError):
     size = 0
   if size < 1:
     raise ConfigError(f"--max-shard-size={text}: write a size such as 5GB or 500MB")
   return size
 
 
-def _figures(proof: dict) -> str:
+def _figures(proof: dict, to: str) -> str:
   """The measured differences, a line a batch."""
   if proof["pytorch"] is None:
-    lines = [
+    lines = [_NO_JUDGE] if to == "orbax" else [
         "  not compared with PyTorch: the library that reads this format is not installed here "
         "(pip install 'vit_jax[torch]', and timm for its own)"
     ]

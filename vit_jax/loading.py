@@ -6,6 +6,7 @@ an export of ours; a file of weights (.npz, .safetensors, .pth, .bin); `hf:USER/
 """
 
 import dataclasses
+import numbers
 import os
 import pathlib
 from typing import Any
@@ -77,17 +78,40 @@ def load(
   """
   checkpoint = _load(str(ref), streamed=False)
   if dtype is not None:
-    model_config = checkpoint.model_config | {"dtype": dtype}
+    model_config = checkpoint.model_config | {"dtype": _dtype_name(dtype)}
     checkpoint = dataclasses.replace(checkpoint, model_config=model_config)
   if num_classes is not None:
     checkpoint = with_classes(checkpoint, num_classes)
-  return checkpoint if image_size is None else at_image_size(checkpoint, image_size)
+  if image_size is not None:
+    checkpoint = at_image_size(checkpoint, image_size)
+  return _noting_sizes(checkpoint)
+
+
+def _dtype_name(dtype) -> str:
+  """"float32" or "bfloat16" of a name or a dtype.
+
+  Raises:
+    ConfigError: another one.
+  """
+  name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+  if name not in ("float32", "bfloat16"):
+    raise ConfigError(f"dtype {dtype!r}: the model computes in \"float32\" or \"bfloat16\"")
+  return name
+
+
+def _noting_sizes(checkpoint: Checkpoint) -> Checkpoint:
+  """Adds to the report where images are not preprocessed to the size of the positions."""
+  made, own = checkpoint.preprocessing["image_size"], checkpoint.model_config["image_size"]
+  if _sides(made) == _sides(own):
+    return checkpoint
+  said = f"images are preprocessed to {made} pixels; positions, of {own} pixels, are interpolated"
+  return dataclasses.replace(checkpoint, report=checkpoint.report + (said,))
 
 
 def open_streamed(ref: str) -> Checkpoint:
   """As `load(ref)`, but the blocks' parameters may be `tensor_table.StoredLeaf`s, which stay in their
   file until they are asked for: to convert a model in less memory than it has."""
-  return _load(str(ref), streamed=True)
+  return _noting_sizes(_load(str(ref), streamed=True))
 
 
 def _load(ref: str, *, streamed: bool) -> Checkpoint:
@@ -119,8 +143,13 @@ def split_ref(ref: str) -> tuple[pathlib.Path, str]:
   return pathlib.Path(os.path.abspath(os.path.expanduser(path))), which
 
 
-def at_image_size(checkpoint: Checkpoint, image_size, *, interpolation: str | None = None):
+def at_image_size(
+    checkpoint: Checkpoint, image_size, *, interpolation: str | None = None
+) -> Checkpoint:
   """Returns the checkpoint for images of another size, its position embeddings resampled.
+
+  A centre crop keeps its share of the short side.  For images that are not square the whole image
+  is squashed to the size instead, which the report says: a crop would cut most of it away.
 
   Args:
     image_size: the side in pixels, or (height, width).
@@ -129,39 +158,52 @@ def at_image_size(checkpoint: Checkpoint, image_size, *, interpolation: str | No
   Raises:
     ConfigError: the size is not a multiple of the patch size.
   """
-  model = DEFAULTS | checkpoint.model_config
-  if image_size == model["image_size"]:
-    return checkpoint
+  model, sides = DEFAULTS | checkpoint.model_config, _sides(image_size)
+  image_size = sides[0] if sides[0] == sides[1] else sides
   try:
-    new_grid = grid(image_size, model["patch_size"])
+    old_grid, new_grid = (
+        grid(size, model["patch_size"]) for size in (model["image_size"], image_size)
+    )
   except ValueError as error:
     raise ConfigError(f"{checkpoint.ref}: {error}") from error
-  params = checkpoint.params
-  if "position_embedding" in params:
+  params, report = checkpoint.params, checkpoint.report
+  if old_grid != new_grid and "position_embedding" in params:
     table = resize_position_embedding(
-        params["position_embedding"],
-        old_grid=grid(model["image_size"], model["patch_size"]),
-        new_grid=new_grid,
+        params["position_embedding"], old_grid=old_grid, new_grid=new_grid,
         interpolation=interpolation or model["position_interpolation"],
     )
     params = params | {"position_embedding": table}
   preprocessing = dict(checkpoint.preprocessing)
-  if preprocessing.get("short_side"):
-    scale = min(_sides(image_size)) / min(_sides(preprocessing["image_size"]))
-    preprocessing["short_side"] = max(
-        round(preprocessing["short_side"] * scale), *_sides(image_size)
-    )
-  preprocessing["image_size"] = image_size
+  before = _sides(preprocessing["image_size"])
+  if before != sides:
+    short_side = preprocessing.get("short_side")
+    if short_side and len({*sides}) == len({*before}) == 1:
+      preprocessing["short_side"] = max(sides[0], round(short_side * sides[0] / before[0]))
+    elif short_side:
+      preprocessing |= {"resize": "squash", "short_side": None}
+      report += (f"images are squashed to {sides[0]}x{sides[1]}, not cropped",)
+    preprocessing["image_size"] = image_size
   return dataclasses.replace(
       checkpoint,
       model_config=checkpoint.model_config | {"image_size": image_size},
       params=params,
       preprocessing=preprocessing,
+      report=report,
   )
 
 
 def _sides(image_size) -> tuple[int, int]:
-  return (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+  """(height, width) of a side or of both.
+
+  Raises:
+    ConfigError: neither.
+  """
+  if isinstance(image_size, numbers.Integral):
+    return int(image_size), int(image_size)
+  if isinstance(image_size, (tuple, list)) and len(image_size) == 2:
+    if all(isinstance(side, numbers.Integral) for side in image_size):
+      return int(image_size[0]), int(image_size[1])
+  raise ConfigError(f"image size {image_size!r}: give a number of pixels, or (height, width)")
 
 
 def with_classes(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
@@ -237,6 +279,20 @@ def _load_run(directory, which: str) -> Checkpoint:
   )
 
 
+def step_of_run(directory, which: str) -> int:
+  """The number of the committed step that "latest", "best" or a number names, +ema or not.
+
+  Raises:
+    CheckpointError: there is no such step.
+  """
+  run = RunDirectory(directory)
+  info = run.read_info()
+  with Checkpoints(
+      run.checkpoints, best_metric=info["best_metric"], read_only=True
+  ) as checkpoints:
+    return _step(checkpoints, which.partition("+")[0] or "latest", directory, info)
+
+
 def _step(checkpoints, which: str, directory, info) -> int:
   """The number of the step that "latest", "best" or a number names."""
   if which == "best" and info["best_metric"] is None:
@@ -257,18 +313,12 @@ def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
   preprocessed, as `ViTImageProcessor` does by default."""
   imported = read.read(path, streamed=streamed)
   report, preprocessing = imported.report, imported.preprocessing
-  size = imported.model["image_size"]
   if preprocessing is None:
     preprocessing = {
-        "image_size": size, "resize": "squash", "short_side": None, "interpolation": "bilinear",
+        "image_size": imported.model["image_size"], "resize": "squash", "short_side": None, "interpolation": "bilinear",
         "mean": (0.5,) * 3, "std": (0.5,) * 3, "exif_orientation": True,
     }
     report += ("assumed how images are preprocessed: squash, bilinear, mean and std 0.5",)
-  elif preprocessing["image_size"] != size:
-    report += (
-        f"images are preprocessed to {preprocessing['image_size']} pixels; positions, of {size} "
-        "pixels, are interpolated to that",
-    )
   return Checkpoint(
       ref=ref,
       model_config=imported.model,

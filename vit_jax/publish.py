@@ -15,7 +15,7 @@ from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop.hub_upload import check_token, file_size, upload
 from vit_jax.interop.licenses import hub_license
 from vit_jax.interop.model_card import CARD, Card, Step, is_untouched, write_card
-from vit_jax.interop.targets import target
+from vit_jax.interop.targets import choose, target
 from vit_jax.loading import load, split_ref
 from vit_jax.provenance import (
     data_name, hub_origin, measurements, provenance, public_config, recorded,
@@ -81,7 +81,9 @@ def publish(
     )
   planned = _plan(run, which or "latest", output=Path(output), revision=revision)
   if dry_run:
-    _show(planned, repo=repo, create_pr=create_pr, dtype=dtype)
+    _show(
+        planned, repo=repo, create_pr=create_pr, dtype=dtype, to=to, architecture=architecture
+    )
     return
   if repo:
     check_token(repo)
@@ -148,10 +150,11 @@ def _branch(pattern: str, step: int) -> str:
   return name
 
 
-def _show(planned: list[_Planned], *, repo, create_pr, dtype) -> None:
-  """Prints what would happen."""
+def _show(planned: list[_Planned], *, repo, create_pr, dtype, to, architecture) -> None:
+  """Prints what would happen, and raises what the format would refuse."""
   for item in planned:
     checkpoint = load(item.ref)
+    choose(target(to), checkpoint.model_config, architecture)
     count = sum(np.size(leaf) for leaf in _leaves(checkpoint.params))
     state = "replaced" if item.directory.exists() else "new"
     print(

@@ -18,7 +18,6 @@ _INPUT_DEFAULTS = {
     "resize": "squash", "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
     "exif_orientation": True,
 }
-_SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 # A checkpoint's weights go with any value of these; under another value of the rest they mean
 # nothing.
 _FREE = (

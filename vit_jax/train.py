@@ -12,6 +12,7 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax import resume
@@ -164,11 +165,18 @@ def _restore(plan, checkpoints, step: int) -> tuple[TrainState, int]:
       plan.abstract,
       plan.state_shardings,
   )
+  # Whether an average is kept may have been amended: read what is there.
+  wanted, stored = bool(abstract.ema), checkpoints.has_ema(step)
+  abstract = dataclasses.replace(abstract, ema=abstract.params if stored else {})
   params, training, meta = checkpoints.restore(
       step, params=abstract.params, training=_training_items(abstract)
   )
   print(f"resume: from step {step} of {plan.total_steps}")
-  return TrainState(params=params, **training), meta["examples_seen"]
+  state = TrainState(params=params, **training)
+  if wanted != stored:
+    state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, params) if wanted else {})
+    print(f"resume: the average of the parameters {'begins' if wanted else 'ends'} here")
+  return state, meta["examples_seen"]
 
 
 def _training_items(state: TrainState) -> dict:

@@ -31,6 +31,7 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   """
   resized = at_image_size(checkpoint, image_size, interpolation=interpolation)
   theirs = {path_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(resized.params)}
+  heads = {name.partition("/")[0] for name in theirs if name.startswith(_NEW)} - {"head"}
   theirs = {name: a for name, a in theirs.items() if not name.startswith(_NEW)}
   problems, new = [], []
 
@@ -50,7 +51,7 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
     return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
-  left = sorted({name.partition("/")[0] for name in theirs if name.startswith(_OPTIONAL)})
+  left = sorted(heads | {n.partition("/")[0] for n in theirs if n.startswith(_OPTIONAL)})
   problems += [
       f"{name} is not part of the model" for name in theirs if not name.startswith(_OPTIONAL)
   ]

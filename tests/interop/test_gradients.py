@@ -95,6 +95,10 @@ def test_one_sgd_step_is_ours(architecture, tmp_path):
     step = RATE * np.asarray(gradients[path])
     difference = np.abs(theirs[path] - (leaf - step)).max()
     assert difference <= 1e-5 * np.abs(leaf).max(), path
+    # The step alone: exact but for the rounding of subtracting it from the weights.
+    rounding = 4 * np.finfo(np.float32).eps * np.abs(leaf).max()
+    stepped = np.abs((leaf - theirs[path]) - step).max()
+    assert stepped <= 1e-4 * np.abs(step).max() + rounding, path
     moved += np.abs(step).max() > 1e-4 * np.abs(leaf).max()
   # The step is large enough for the comparison to mean something in nearly every tensor.
   assert moved >= 0.8 * len(gradients)

@@ -229,3 +229,16 @@ def test_the_model_is_json(export, model):
   imported = read(export(model))
   assert json.loads(json.dumps(imported.model)) == imported.model
   assert json.loads(json.dumps(imported.preprocessing)) == imported.preprocessing
+
+
+@pytest.mark.torch
+def test_i_jepas_pooler_is_refused(tmp_path):
+  """It sees the first patch, where the model's answer is the mean of all."""
+  transformers = pytest.importorskip("transformers")
+  config = transformers.IJepaConfig(
+      hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48,
+      image_size=16, patch_size=4,
+  )
+  transformers.IJepaModel(config, add_pooling_layer=True).save_pretrained(tmp_path)
+  with pytest.raises(CheckpointError, match="pooler sees the first patch alone"):
+    read(tmp_path)

@@ -272,13 +272,10 @@ def test_a_directory_that_timm_saved(name, tmp_path, timm_process):
   answer = timm_process(
       "create", create=create, random=True, save_directory=str(tmp_path), images=images_of(model)
   )
-  if isinstance(create["img_size"], tuple):
-    with pytest.raises(CheckpointError, match="config.json.*crop_pct"):
-      timm_directory.read(tmp_path)
-    path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"crop_pct": 0.9', '"crop_pct": 1.0'))
-    path.write_text(path.read_text().replace('"crop_mode": "center"', '"crop_mode": "squash"'))
   imported = timm_directory.read(tmp_path)
+  if isinstance(create["img_size"], tuple):  # timm's crop_pct is of a square
+    assert imported.preprocessing["resize"] == "squash"
+    assert imported.preprocessing["short_side"] is None
   assert {key: imported.model[key] for key in settings} == settings
   assert imported.model["position_interpolation"] == "bicubic_antialias"
   outputs, _ = forward(imported.model, imported.params)
@@ -410,11 +407,11 @@ def test_labels_and_preprocessing_survive(tmp_path):
 # --- refusing
 
 UNHELD = {
-    "pre_logits": ({"pre_logits": True}, "pre_logits.*ViTModel.*google-npz"),
-    "epsilon": ({"layer_norm_epsilon": 1e-12}, "1e-12.*Hugging Face"),
+    "pre_logits": ({"pre_logits": True}, "pre_logits"),
+    "epsilon": ({"layer_norm_epsilon": 1e-12}, "1e-12"),
     "epsilon 1e-5 distilled": ({**DISTILLED, "layer_norm_epsilon": 1e-5}, "distillation head"),
     "decoder": (
-        {"pixel_decoder": True, "num_classes": 0, "pooling": "none"}, "ViTForMaskedImageModeling"
+        {"pixel_decoder": True, "num_classes": 0, "pooling": "none"}, "no pixel decoder"
     ),
     "swiglu map": ({"mlp": "swiglu", "pooling": "map"}, "SwiGLU"),
     "distilled registers": ({**DISTILLED, "register_tokens": 1}, "no register tokens"),
@@ -422,9 +419,9 @@ UNHELD = {
 
 
 @pytest.mark.parametrize("name", UNHELD)
-def test_what_timm_cannot_hold_is_refused_and_the_text_names_what_can(name):
+def test_what_timm_cannot_hold_is_refused(name):
   change, why = UNHELD[name]
-  with pytest.raises(CheckpointError, match=f"(?s)timm.*{why}.*--to=orbax"):
+  with pytest.raises(CheckpointError, match=f"(?s)timm.*{why}"):
     timm_directory.choose({**MODEL, **change}, None)
 
 

@@ -218,3 +218,31 @@ def test_every_target_has_the_one_shape():
   for name in ("huggingface", "timm", "google-npz", "big-vision-npz", "orbax"):
     for function in ("read", "choose", "fit", "write", "judge"):
       assert callable(getattr(target(name), function)), (name, function)
+
+
+@pytest.mark.torch
+def test_a_decoder_that_a_class_leaves_out_is_not_asked_for(export, random_params, model, images):
+  pytest.importorskip("transformers")
+  model |= {"num_classes": 0, "pooling": "none", "pixel_decoder": True, "mask_token": True}
+  directory = export(model, architecture="ViTModel")
+  expected = expect(model, random_params(model), images, architecture="ViTModel")
+  assert expected.patch_mask is None
+  result = verify.prove(directory, huggingface, expected)
+  assert set(result["pytorch"]["images"]) == {"tokens", "outputs"}
+
+
+@pytest.mark.torch
+def test_a_class_that_is_never_answered_hides_no_error(export, model, params, images):
+  """The logit of a class that a sliced head lacks is -1e4; 2e-5 of that would pass anything."""
+  pytest.importorskip("transformers")
+  kernel, bias = (params["head"][name].copy() for name in ("kernel", "bias"))
+  kernel[:, 2], bias[2] = 0, -1e4
+  params["head"] = {"kernel": kernel, "bias": bias}
+  directory = export(model, params=params)
+  expected = expect(model, params, images)
+  result = verify.prove(directory, huggingface, expected)
+  assert result["pytorch"]["images"]["outputs"]["largest"] < 100
+  judged = huggingface.judge(directory, expected.batches, None)
+  judged["images"]["outputs"][0, 1] += 0.01
+  with pytest.raises(CheckpointError, match="computes other outputs"):
+    verify.compare_answers(expected.answers, judged, classes=expected.classes)

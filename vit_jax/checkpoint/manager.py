@@ -248,6 +248,10 @@ class Checkpoints:
     restored = self._read(step, {"params": ocp.args.PyTreeRestore(restore_args=as_numpy)})
     return restored["params"], meta
 
+  def has_ema(self, step: int) -> bool:
+    """Whether a step holds an average of the parameters, `training["ema"]`."""
+    return bool(self._stored_trees(step)["training"].get("ema"))
+
   def restore_ema(self, step: int) -> tuple[dict | None, dict]:
     """Reads the average of the parameters alone: `training["ema"]`, as `restore_params`.
 
@@ -258,9 +262,9 @@ class Checkpoints:
       CheckpointError: a file is not as it was written.
     """
     meta = self._verified(step)
-    stored = self._stored_trees(step)["training"].get("ema")
-    if not stored:
+    if not self.has_ema(step):
       return None, meta
+    stored = self._stored_trees(step)["training"]["ema"]
     wanted = ocp.args.PyTreeRestore(
         item={"ema": stored}, restore_args={"ema": _as_numpy(stored)}, partial_restore=True
     )

@@ -61,7 +61,7 @@ def _from_bucket(url: str) -> Path:
       index_file.write_text(json.dumps(index))
   except (ImportError, ValueError) as error:  # fsspec names the package that it lacks
     raise CheckpointError(
-        f"{url} cannot be reached: {error}. For gs:// install it with: pip install gcsfs"
+        f"{url} cannot be reached: {error}. gs:// needs gcsfs and s3:// s3fs (pip install)"
     ) from error
   except OSError as error:
     raise CheckpointError(f"{url} cannot be fetched: {error or type(error).__name__}") from error

@@ -33,8 +33,7 @@ def choose(model: Mapping, architecture: str | None) -> str:
     CheckpointError: it does not; the text names the targets that do.
   """
   model = {**DEFAULTS, **model}
-  pooled = (model["pooling"] == "map", "the original code has no attention pooling; "
-            "--to=big-vision-npz has it")
+  pooled = (model["pooling"] == "map", "the original code has no attention pooling")
   return npz_files.choose(
       model, architecture, known=ARCHITECTURES[0], target=FORMAT, extra=(pooled,)
   )

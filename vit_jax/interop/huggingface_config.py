@@ -168,6 +168,11 @@ def check_pooler(config: Mapping, path: Path):
   Raises:
     CheckpointError: it is not.
   """
+  if config["model_type"] == "ijepa":
+    raise CheckpointError(
+        f"{path}: I-JEPA's pooler sees the first patch alone, which no pooling of this ViT does. "
+        "Save the model with add_pooling_layer=False to read it without."
+    )
   size = config.get("pooler_output_size") or config.get("hidden_size", 768)
   activation = config.get("pooler_act", "tanh")
   if size != config.get("hidden_size", 768) or activation != "tanh":

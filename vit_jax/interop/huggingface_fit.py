@@ -42,11 +42,11 @@ def choose(model: Mapping, architecture: str | None) -> str:
     )
   else:
     problem = f"No Hugging Face class that is written holds this model whole ({_traits(model)})"
-  raise CheckpointError(f"{problem}. {_alternatives(model, able, whole)}")
+  raise CheckpointError(f"{problem}.{_alternatives(model, able, whole)}")
 
 
 def _alternatives(model, able, whole) -> str:
-  """Where a model can go that a class does not hold."""
+  """The classes that hold a model, in whole or in part."""
   found = []
   if whole:
     found.append(f"--architecture={whole[0]}")
@@ -54,9 +54,7 @@ def _alternatives(model, able, whole) -> str:
       f"--architecture={name} without {' and '.join(left_out(model, ARCHITECTURES[name]))}"
       for name in able if name not in whole
   ]
-  if not (model["pre_logits"] or model["pixel_decoder"]):
-    found.append("--to=timm")
-  return f"These can: {', '.join(found)}{', ' if found else ''}--to=orbax."
+  return f" These can: {', '.join(found)}." if found else ""
 
 
 def _traits(model) -> str:

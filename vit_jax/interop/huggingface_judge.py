@@ -116,10 +116,3 @@ def _answers(model, images: np.ndarray, patch_mask) -> dict[str, np.ndarray]:
   else:
     found["outputs"] = answer.last_hidden_state.mean(dim=1)
   return {name: value.numpy() for name, value in found.items()}
-
-
-def _final_norm(model):
-  """The norm after the last block: SigLIP's "post_layernorm" (its head has a "layernorm" too),
-  "layernorm" in all others."""
-  norms = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
-  return norms.get("post_layernorm") or norms["layernorm"]

@@ -124,8 +124,8 @@ def write_npz(
         raise ValueError(f"{name} is {array.shape}, its table says {shape}")
       if not np.isfinite(array).all():
         raise CheckpointError(
-            f"{name} has values that are infinite or NaN in {dtype}, so {path.parent.name} was "
-            "not written. Convert an earlier checkpoint, or use float32 if the weights are finite."
+            f"{name} has values that are infinite or NaN in {dtype}, so nothing was "
+            "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
         )
       _put(archive, name, array)
   with open(path, "rb") as file:

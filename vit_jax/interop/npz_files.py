@@ -172,6 +172,11 @@ class _Facts:
       return self._source
     if self._source.shapes[name][1] == (model["image_size"] // model["patch_size"]) ** 2:
       return self._source
+    if model["pooling"] != "map":
+      raise CheckpointError(
+          f"{self._source.path} holds a position for a class token but no cls. Copy it again from "
+          "its source."
+      )
     report.append("left out the first position, a class token's, which this model does not have")
     return WithoutClassRow(self._source, name)
 
@@ -210,10 +215,7 @@ def choose(model: Mapping, architecture: str | None, *, known: str, target: str,
     raise ConfigError(f"--to={target} has no class {architecture!r}; leave it out.")
   problem = next((text for wrong, text in (*limits(model), *extra) if wrong), None)
   if problem:
-    raise CheckpointError(
-        f"--to={target} cannot hold this model: {problem}. --to=timm holds most models, "
-        "--to=orbax every one."
-    )
+    raise CheckpointError(f"--to={target} cannot hold this model: {problem}.")
   return known
 
 

@@ -137,7 +137,7 @@ def _pieces(path: Path, shapes: Mapping, tensor: Callable, dtype: str) -> Iterab
       raise ValueError(f"{name} is {values.shape}, its header says {shapes[name]}")
     if not _finite(values.reshape(-1), dtype):
       raise CheckpointError(
-          f"{name} has values that are infinite or NaN in {dtype}, so {path.parent.name} was not "
+          f"{name} has values that are infinite or NaN in {dtype}, so nothing was "
           "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
       )
     yield values.reshape(-1).view(np.uint8)

@@ -11,6 +11,9 @@ Each is a module of one shape:
 
 import importlib
 from types import ModuleType
+from typing import Mapping
+
+from vit_jax.errors import CheckpointError
 
 TARGETS = {
     "huggingface": "huggingface",
@@ -24,3 +27,27 @@ TARGETS = {
 def target(name: str) -> ModuleType:
   """The module of a format, imported when it is needed; `name` is a key of `TARGETS`."""
   return importlib.import_module(f"vit_jax.interop.{TARGETS[name]}")
+
+
+def choose(module: ModuleType, model: Mapping, architecture: str | None) -> str:
+  """As `module.choose`, but a refusal names the other formats that hold the whole model.
+
+  Raises:
+    ConfigError: no such class.
+    CheckpointError: the format cannot hold the model.
+  """
+  try:
+    return module.choose(model, architecture)
+  except CheckpointError as error:
+    others = [
+        f"--to={name}" for name in TARGETS if target(name) is not module and _holds(name, model)
+    ]
+    raise CheckpointError(f"{error} Whole it can be written {' or '.join(others)}.") from error
+
+
+def _holds(name: str, model: Mapping) -> bool:
+  try:
+    target(name).choose(model, None)
+  except CheckpointError:
+    return False
+  return True

@@ -29,7 +29,7 @@ def to_config(
     raise CheckpointError(
         f"preprocessing makes images of {preprocessing['image_size']} pixels, the model takes "
         f"{model['image_size']}, and timm does not interpolate by itself. Convert with "
-        f"--image-size={'x'.join(map(str, sides_of(preprocessing['image_size'])))}."
+        f"--image-size={'x'.join(map(str, dict.fromkeys(sides_of(preprocessing['image_size']))))}."
     )
   classes, width, size = model["num_classes"], model["width"], model["image_size"]
   pool = {ours: theirs for theirs, ours in _POOLS.items()}[model["pooling"]]
@@ -271,7 +271,10 @@ def to_preprocessing(config: Mapping, size, path: Path) -> dict | None:
   cfg = _pretrained_cfg(config)
   if not {"mean", "std", "interpolation", "crop_pct"} & cfg.keys():
     return None
-  return from_timm_pretrained_cfg({**cfg, "input_size": [3, *sides_of(size)]}, path)
+  sides = sides_of(size)
+  if len({*sides}) > 1:  # timm crops a square's share of it; the whole is squashed here
+    cfg = {**cfg, "crop_pct": 1.0, "crop_mode": "squash"}
+  return from_timm_pretrained_cfg({**cfg, "input_size": [3, *sides]}, path)
 
 
 def to_labels(config: Mapping, classes: int, path: Path) -> tuple[str, ...] | None:

@@ -113,9 +113,7 @@ def choose(model: Mapping, architecture: str | None) -> str:
   model = {**DEFAULTS, **model}
   problem = next((text for wrong, text in _limits(model) if wrong), None)
   if problem:
-    raise CheckpointError(
-        f"A timm directory cannot hold this model: {problem}. --to=orbax holds every model."
-    )
+    raise CheckpointError(f"A timm directory cannot hold this model: {problem}.")
   names = timm_architectures.candidates(model)
   if architecture is not None and architecture not in names:
     raise ConfigError(
@@ -129,16 +127,10 @@ def _limits(model: Mapping):
   """(whether it holds, what timm 1.0 lacks) for every setting that it cannot say."""
   epsilon, swiglu = model["layer_norm_epsilon"], model["mlp"] == "swiglu"
   distilled = model["distillation_head"]
-  yield model["pixel_decoder"], (
-      "its pixel decoder is not timm's; the Hugging Face class ViTForMaskedImageModeling has one"
-  )
-  yield model["pre_logits"], (
-      "timm has no pre_logits between feature and head; the Hugging Face class ViTModel has it "
-      "as its pooler, and --to=google-npz and --to=big-vision-npz hold it with the head"
-  )
+  yield model["pixel_decoder"], "timm has no pixel decoder"
+  yield model["pre_logits"], "timm has no pre_logits between feature and head"
   yield epsilon not in (1e-6, 1e-5), (
-      f"its layer_norm_epsilon is {epsilon:g}, and timm's config.json can say 1e-6 and 1e-5 "
-      "alone; Hugging Face classes hold any"
+      f"its layer_norm_epsilon is {epsilon:g}, and timm's config.json can say 1e-6 and 1e-5 alone"
   )
   yield epsilon == 1e-5 and (swiglu or distilled), (
       "timm has no architecture with layer_norm_epsilon 1e-5 and "
@@ -240,6 +232,9 @@ def write(
   size = parameters * DTYPES[dtype].itemsize
   if max_shard_bytes is not None and size > max_shard_bytes:
     notes.append(f"one file of {size:,} bytes: timm reads no shards from a directory")
+  kernel = model["position_interpolation"]
+  if kernel != "bicubic_antialias":
+    notes.append(f"at another image size timm interpolates positions by its own kernel, not {kernel}")
   if preprocessing is None:
     notes.append("the model's preprocessing is not known: timm will use its own default")
   text = (json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -18,6 +18,7 @@ from typing import Callable, Mapping
 import numpy as np
 
 from vit_jax.errors import CheckpointError
+from vit_jax.interop import targets
 from vit_jax.interop.export_directory import MARK, new_export
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.tensor_files import read_json, round_to
@@ -61,7 +62,7 @@ def export(
   """
   with new_export(directory) as partial:
     source, images = load()
-    architecture = target.choose(source.model, architecture)
+    architecture = targets.choose(target, source.model, architecture)
     options = {"architecture": architecture, "dtype": dtype, "max_shard_bytes": max_shard_bytes}
     with ThreadPoolExecutor(1) as pool:  # writing waits for the disk, computing does not
       writing = pool.submit(
@@ -98,6 +99,8 @@ class Expected:
     batches: float32 `[B, H, W, 3]` by name.
     patch_mask: bool `[N]` for every image, None for a model without pixel decoder.
     answers: by batch what our model computes, see `streamed_forward`.
+    classes: bool `[C]`, False for a class that a sliced head never answers: its logit is so low
+      that beside it every error would be small.  None without a head.
   """
 
   model: dict
@@ -106,6 +109,7 @@ class Expected:
   batches: dict
   patch_mask: np.ndarray | None
   answers: dict
+  classes: np.ndarray | None = None
 
 
 def expect(
@@ -123,13 +127,14 @@ def expect(
       (max(1, len(images) // 2), *images.shape[1:]), np.float32
   )
   batches = {"images": images, "noise": noise}
-  rows, columns = grid(images.shape[1:3], model["patch_size"])
-  # Every third patch, as good as any: SimMIM masks at random.
-  patch_mask = np.arange(rows * columns) % 3 == 0 if model.get("pixel_decoder") else None
   stored_model, stored = target.fit(model, params, architecture)
   # The model itself is run, so that `fit` is proved too, unless its head is left out.
   same = all(_setting(model, key) == _setting(stored_model, key) for key in _ANSWER)
   ours = (model, params) if same else (stored_model, stored)
+  rows, columns = grid(images.shape[1:3], model["patch_size"])
+  # Every third patch, as good as any: SimMIM masks at random.
+  masked = np.arange(rows * columns) % 3 == 0
+  patch_mask = masked if _setting(stored_model, "pixel_decoder") else None
   return Expected(
       model=dict(stored_model),
       params=dict(stored),
@@ -137,6 +142,7 @@ def expect(
       batches=batches,
       patch_mask=patch_mask,
       answers=_answers(*ours, batches, patch_mask),
+      classes=_answerable(stored),
   )
 
 
@@ -165,14 +171,17 @@ def prove(directory, target: ModuleType, expected: Expected) -> dict:
   answers = expected.answers
   if expected.dtype != "float32":
     answers = _answers(imported.model, imported.params, expected.batches, expected.patch_mask)
-    full, coarse = expected.answers["images"]["outputs"], answers["images"]["outputs"]
+    full, coarse = (
+        _live("outputs", a["images"]["outputs"], expected.classes)
+        for a in (expected.answers, answers)
+    )
     result["rounding"] = {
         "difference": float(np.abs(full - coarse).max()), "largest": float(np.abs(full).max())
     }
   del imported
   judged = target.judge(directory, expected.batches, expected.patch_mask)
   if judged is not None:
-    result["pytorch"] = compare_answers(answers, judged)
+    result["pytorch"] = compare_answers(answers, judged, classes=expected.classes)
   _note(directory, result)
   return result
 
@@ -207,8 +216,11 @@ def compare_bits(imported: Imported, expected: Expected) -> None:
     )
 
 
-def compare_answers(ours: Mapping, theirs: Mapping) -> dict:
+def compare_answers(ours: Mapping, theirs: Mapping, *, classes=None) -> dict:
   """Compares what a judge computed with our answers, each by batch and name.
+
+  Args:
+    classes: of `Expected`.
 
   Returns:
     {batch: {name: {"difference", "largest"}}}.
@@ -226,6 +238,7 @@ def compare_answers(ours: Mapping, theirs: Mapping) -> dict:
             f"With the export PyTorch computes {what} of shape {np.shape(theirs_now)}, this model "
             f"of shape {mine.shape}. Do not publish it: its settings are not the model's."
         )
+      mine, theirs_now = (_live(what, a, classes) for a in (mine, theirs_now))
       difference = float(np.abs(mine - theirs_now).max())
       largest = float(np.abs(mine).max())
       figures[batch][what] = {"difference": difference, "largest": largest}
@@ -237,6 +250,21 @@ def compare_answers(ours: Mapping, theirs: Mapping) -> dict:
             "of it is allowed. Do not publish it: its weights or settings are not the model's."
         )
   return figures
+
+
+def _answerable(params) -> np.ndarray | None:
+  """Which classes the head answers: all but those of zero weights and a hopeless bias."""
+  if "head" not in params:
+    return None
+  kernel, bias = (np.asarray(params["head"][name]) for name in ("kernel", "bias"))
+  return kernel.any(axis=0) | (bias > -1e3)
+
+
+def _live(what: str, values, classes) -> np.ndarray:
+  """The columns of logits that count; other arrays as they are."""
+  values = np.asarray(values)
+  is_logits = what in ("outputs", "class_logits", "distillation_logits")
+  return values[..., classes] if is_logits and classes is not None else values
 
 
 def _answers(model, params, batches, patch_mask) -> dict:
