@@ -315,8 +315,9 @@ def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
   report, preprocessing = imported.report, imported.preprocessing
   if preprocessing is None:
     preprocessing = {
-        "image_size": imported.model["image_size"], "resize": "squash", "short_side": None, "interpolation": "bilinear",
-        "mean": (0.5,) * 3, "std": (0.5,) * 3, "exif_orientation": True,
+        "image_size": imported.model["image_size"], "resize": "squash", "short_side": None,
+        "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+        "exif_orientation": True,
     }
     report += ("assumed how images are preprocessed: squash, bilinear, mean and std 0.5",)
   return Checkpoint(

@@ -88,7 +88,8 @@ def _check_picture(path: str) -> None:
 
 
 def _heat(checkpoint, pixels, seen) -> np.ndarray:
-  """Attention rollout of one image over the grid of patches."""
+  """Attention rollout of one image over the grid of patches; of a distilled model the class
+  token's share alone."""
   attentions = np.asarray(seen["attentions"])[:, 0]
   patches = grid(pixels.shape[1:3], checkpoint.model_config["patch_size"])
   return attention_rollout(

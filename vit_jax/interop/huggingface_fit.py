@@ -1,5 +1,6 @@
 """Which class of transformers holds a model, and the model in the form in which it does."""
 
+import difflib
 from typing import Mapping
 
 import numpy as np
@@ -26,8 +27,9 @@ def choose(model: Mapping, architecture: str | None) -> str:
   """
   model = _described(model)
   if architecture is not None and architecture not in ARCHITECTURES:
+    near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
     raise ConfigError(
-        f"no Hugging Face class {architecture!r} is written; choose one of "
+        f"no Hugging Face class {architecture!r} is written; did you mean {near}? The classes are "
         f"{', '.join(ARCHITECTURES)}."
     )
   able = [name for name, a in ARCHITECTURES.items() if not obstacles(model, a)]
