@@ -154,9 +154,6 @@ def test_cutout():
 # TensorFlow's dialect.
 
 
-TENSORFLOW = parse("2,15")
-
-
 def tensorflow_operation(name, image, sign=0.0, magnitude=15.0):
   augment = parse(f"1,{magnitude}")
   return augment.operation(name, magnitude, Sign(sign), None, "bicubic")(image)
@@ -176,12 +173,12 @@ def test_levels_of_tensorflows_dialect(name):
   factor = 1.5 * 1.8 + 0.1
   wanted = {
       "Rotate": picture.rotate(45, nearest, fillcolor=gray),
-      "ShearX": transformed(1, 0.45, 0, 0, 1, 0),
-      "ShearY": transformed(1, 0, 0, 0.45, 1, 0),
+      "ShearX": transformed(1, 0.45, -0.225, 0, 1, 0),
+      "ShearY": transformed(1, 0, 0, 0.45, 1, -0.225),
       "TranslateX": transformed(1, 0, 150, 0, 1, 0),
       "TranslateY": transformed(1, 0, 0, 0, 1, 150),
       "Posterize": ImageOps.posterize(picture, 6),
-      "Solarize": picture,  # from 384 on
+      "Solarize": ImageOps.solarize(picture, 128),  # 384 as a uint8
       "SolarizeAdd": picture.point([min(255, i + 165) if i < 128 else i for i in range(256)] * 3),
       "Color": ImageEnhance.Color(picture).enhance(factor),
       "Brightness": ImageEnhance.Brightness(picture).enhance(factor),
@@ -194,6 +191,10 @@ def test_levels_of_tensorflows_dialect(name):
     np.testing.assert_array_equal(
         tensorflow_operation(operation, image), np.asarray(expected), operation
     )
+  inverted = ImageOps.invert(picture)
+  for magnitude in (10.0, 20.0):
+    solarized = tensorflow_operation("Solarize", image, magnitude=magnitude)
+    np.testing.assert_array_equal(solarized, np.asarray(inverted))
   turned = picture.rotate(-45, nearest, fillcolor=gray)
   np.testing.assert_array_equal(tensorflow_operation("Rotate", image, sign=1.0), turned)
   few = image.shape[0] * image.shape[1] // 256

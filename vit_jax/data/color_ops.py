@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 _LEVELS = np.arange(256)
-# ITU-R 601 in 16 bits, as Pillow's conversion to "L".
-_LUMA = (19595, 38470, 7471)
+# ITU-R 601 in 16 bits, as Pillow's conversion to "L"; sums stay below 2^24, exact in float32.
+_LUMA = np.array([19595, 38470, 7471], np.float32)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 
 
@@ -96,10 +96,10 @@ def gaussian_blur(image: np.ndarray, radius: float) -> np.ndarray:
 
 def _luma(image: np.ndarray) -> np.ndarray:
   """uint8 `[H, W]`."""
-  total = np.full(image.shape[:2], 0x8000, np.uint32)
-  for channel, weight in enumerate(_LUMA):
-    total += image[..., channel].astype(np.uint32) * np.uint32(weight)
-  return (total >> 16).astype(np.uint8)
+  total = image.astype(np.float32) @ _LUMA
+  total += 0x8000
+  total *= 2.0**-16
+  return total.astype(np.uint8)
 
 
 def _blended(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
@@ -107,8 +107,12 @@ def _blended(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
 
   In float32, as Pillow and TensorFlow both do.
   """
-  start, end = start.astype(np.float32), end.astype(np.float32)
-  return np.clip(start + np.float32(factor) * (end - start), 0, 255).astype(np.uint8)
+  start, blend = start.astype(np.float32), end.astype(np.float32)
+  blend -= start
+  blend *= np.float32(factor)
+  blend += start
+  # Between the two nothing leaves 0..255, and cutting costs as much as the rest.
+  return (blend if 0 <= factor <= 1 else np.clip(blend, 0, 255, out=blend)).astype(np.uint8)
 
 
 def _mapped(image: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -13,14 +13,19 @@ from PIL import Image
 Color = tuple[int, int, int]
 
 
-def shear_x(image: np.ndarray, factor: float, resample: int, fill: Color) -> np.ndarray:
-  """Moves each row in proportion to its height."""
-  return _affine(image, (1, factor, 0, 0, 1, 0), resample, fill)
+def shear_x(
+    image: np.ndarray, factor: float, resample: int, fill: Color, *, still: float = 0.0
+) -> np.ndarray:
+  """Moves each row in proportion to its distance from the height `still`: 0 the upper edge, as
+  Pillow's users do; 0.5 the middle of the first row, as TensorFlow."""
+  return _affine(image, (1, factor, -factor * still, 0, 1, 0), resample, fill)
 
 
-def shear_y(image: np.ndarray, factor: float, resample: int, fill: Color) -> np.ndarray:
-  """Moves each column in proportion to its place."""
-  return _affine(image, (1, 0, 0, factor, 1, 0), resample, fill)
+def shear_y(
+    image: np.ndarray, factor: float, resample: int, fill: Color, *, still: float = 0.0
+) -> np.ndarray:
+  """Moves each column in proportion to its distance from the place `still`, as `shear_x`."""
+  return _affine(image, (1, 0, 0, factor, 1, -factor * still), resample, fill)
 
 
 def translate_x(image: np.ndarray, pixels: float, resample: int, fill: Color) -> np.ndarray:

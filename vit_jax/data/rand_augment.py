@@ -3,7 +3,10 @@
 "LAYERS,MAGNITUDE", as in "2,15": TensorFlow's, of AugReg and big_vision (its
 `pp/autoaugment.py`).  Each layer is one of 16 operations, always applied; shifts are in pixels, new
 corners are gray, positions are rounded.  Saturation, contrast, brightness and sharpness do nothing
-near magnitude 5, and solarize and posterize grow weaker with the magnitude.
+at magnitude 5, and posterize grows weaker with the magnitude.  Two quirks of the published code are
+kept, see `Contrast` and `Solarize` below.  Against TensorFlow 2.21: geometry, contrast, brightness
+and solarize give equal pixels; saturation and sharpness, whose gray and smoothed image it rounds
+differently, are within two levels.
 
 "rand-m9-mstd0.5-inc1": timm's, of DeiT (its `data/auto_augment.py`).  Parts in any order:
   mM      magnitude, 0..10 [10]
@@ -90,6 +93,10 @@ class RandAugment:
       return lambda x: color_ops.posterize(x, 4 - bits if self.increasing else bits)
     if name == "Solarize":
       threshold = int(share * 256)
+      if self.dialect == "tensorflow":
+        # As a uint8, the threshold wraps around: at magnitude 15 it is 128, at 10 and 20 it is 0,
+        # which inverts.  Recipes were tuned with that, so it stays.
+        threshold %= 256
       if self.increasing:
         threshold = 256 - min(256, threshold)
       return lambda x: color_ops.solarize(x, threshold)
@@ -137,7 +144,8 @@ class RandAugment:
       return lambda x: geometry_ops.rotate(x, share * _DEGREES, resample, fill)
     if name in ("ShearX", "ShearY"):
       shear = geometry_ops.shear_x if name == "ShearX" else geometry_ops.shear_y
-      return lambda x: shear(x, share * _SHEAR, resample, fill)
+      still = 0.5 if self.dialect == "tensorflow" else 0.0
+      return lambda x: shear(x, share * _SHEAR, resample, fill, still=still)
     axis, translate = {
         "TranslateX": (1, geometry_ops.translate_x), "TranslateY": (0, geometry_ops.translate_y)
     }[name]
