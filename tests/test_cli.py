@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 
+from PIL import Image
 import pytest
 
 from vit_jax import config
 from vit_jax.cli import main
+from vit_jax.data.prepare.run import SOURCES
 
-VERBS = ("train", "evaluate", "predict", "convert", "publish", "configs", "status", "doctor")
+VERBS = ("train", "evaluate", "predict", "convert", "publish", "prepare", "configs", "status",
+         "doctor")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 
@@ -61,6 +64,23 @@ def test_usage_errors_are_one_paragraph(capsys):
   assert code == 2 and "quickstart" in err
   code, _, err = run("predict", "--modle=x", "y.jpg", capsys=capsys)
   assert code == 2
+
+
+def test_prepare(tmp_path, capsys):
+  for name in "ab":
+    (tmp_path / "in" / name).mkdir(parents=True)
+    Image.new("RGB", (9, 9), (ord(name), 0, 0)).save(tmp_path / "in" / name / "x.jpg")
+  command = ["prepare", "--source=imagefolder", f"--input={tmp_path}/in",
+             f"--output={tmp_path}/out", "--workers=1"]
+  code, out, err = run(*command, capsys=capsys)
+  assert code == 0 and not out and "2 train images in 1 shards, 2 classes" in err
+  code, _, err = run(*command, "--quality=0", capsys=capsys)
+  assert code == 2 and "--quality=0" in err
+  (tmp_path / "in" / "b" / "x.jpg").write_bytes(b"")
+  code, _, err = run(*command, capsys=capsys)
+  assert code == 2 and "exists already" in err
+  for source in SOURCES:
+    assert run(*command, f"--source={source}", "--short-side=0", capsys=capsys)[0] == 2
 
 
 def test_debug_shows_the_traceback():

@@ -16,6 +16,8 @@ from vit_jax import __version__
 from vit_jax.interop.targets import TARGETS
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
 
+# Of `data.prepare.run`, which is not imported for --help.
+_SOURCES = ("imagefolder", "tar", "webdataset", "parquet", "imagenet", "tfds")
 _REF = (
     "RUN[@STEP|@latest|@best][+ema]; a directory of Hugging Face or timm; a file (.npz, "
     ".safetensors, .pth); hf:USER/NAME[@REV], timm:NAME, gs://BUCKET/PATH"
@@ -172,6 +174,29 @@ login`, or set HF_TOKEN.""")
   add("--overwrite", action="store_true",
       help="replace another export on the Hub, and a model card that somebody edited")
 
+  add = verb("prepare", _prepare, "Bring a data set into shards that can be read by index.", """\
+  vit-jax prepare --source=imagefolder --input=photos --output=photos_shards
+  vit-jax prepare --source=imagenet --input=downloads --output=imagenet --workers=16
+  vit-jax prepare --source=webdataset --input=imagenet-w21-wds --output=imagenet21k \\
+      --short-side=256 --quality=92 --workers=32
+  vit-jax train --config=... --config.input.dataset=array_record --config.input.path=imagenet
+DIR appears complete; the same command again continues what was interrupted.  What cannot be read is
+listed in DIR/rejected.csv.  docs/imagenet21k.md leads through ImageNet-21k.""")
+  add("--source", required=True, choices=_SOURCES, help="what the input is")
+  add("--input", required=True, metavar="PATH", help="directory or file; of tfds the directory of "
+      "one version")
+  add("--output", required=True, metavar="DIR", help="directory to write")
+  add("--short-side", type=int, metavar="N", help="store larger images reduced to it [as they are]")
+  add("--quality", type=int, default=90, metavar="Q", help="of the reduced JPEGs [90]")
+  add("--merge-duplicates", action="store_true",
+      help="make identical images of a split one record with the labels of all")
+  add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes [one a core]")
+  add("--shard-size", type=float, default=1000, metavar="MB", help="of input in a shard [1000]")
+  add("--classes", metavar="FILE", help="the order of the classes, one a line, as in "
+      "imagenet21k_wordnet_ids.txt; images of others are rejected [sorted]")
+  add("--val-labels", metavar="FILE", help="of imagenet: a WordNet id a line for each validation "
+      "image [from the development kit or LOC_val_solution.csv in the input]")
+
   add = verb("configs", _configs, "List the recipes, or copy one here to edit.", """\
   vit-jax configs            the recipes
   vit-jax configs folder     writes ./folder.py; then: vit-jax train --config=folder.py ...
@@ -240,6 +265,19 @@ def _publish(arguments, overrides):
       revision=arguments.revision, private=arguments.private, create_pr=arguments.create_pr,
       base_model=arguments.base_model, dry_run=arguments.dry_run, overwrite=arguments.overwrite,
       to=arguments.to, architecture=arguments.architecture, dtype=arguments.dtype,
+  )
+
+
+def _prepare(arguments, overrides):
+  del overrides
+  from vit_jax.data.prepare.run import prepare
+
+  prepare(
+      source=arguments.source, input=arguments.input, output=arguments.output,
+      short_side=arguments.short_side, quality=arguments.quality,
+      merge=arguments.merge_duplicates, workers=arguments.workers,
+      shard_bytes=int(arguments.shard_size * 1e6), classes=arguments.classes,
+      val_labels=arguments.val_labels,
   )
 
 

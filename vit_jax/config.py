@@ -32,7 +32,8 @@ class Field:
   """One config key: its default, class, and which values it takes.
 
   `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
-  duration, `is_regex` a regular expression, `is_path` one that is made absolute; `choices`, `minimum` and `maximum` bound the value;
+  duration, `is_regex` a regular expression, `is_path` one that is made absolute; `choices`,
+  `minimum` and `maximum` bound the value, `prefixes` begin what is allowed beside the choices;
   `length` makes it a tuple of that many `kind`.
   """
 
@@ -41,6 +42,7 @@ class Field:
   doc: str
   kind: Any = None
   choices: tuple = ()
+  prefixes: tuple[str, ...] = ()
   minimum: float | None = None
   maximum: float | None = None
   units: tuple[str, ...] = ()
@@ -129,9 +131,24 @@ FIELDS = {
         "auto", RUNTIME, "implementation of attention", choices=("auto", "xla", "cudnn")
     ),
     "input.dataset": Field(
-        "folder", IDENTITY, "where examples come from", choices=("folder", "digits")
+        "folder", IDENTITY, "where examples come from, or tfds:NAME[/CONFIG][:VERSION]",
+        choices=(
+            "folder", "array_record", "digits", "cifar10", "cifar100", "mnist", "fashion_mnist",
+            "imagenet_v2", "mixture",
+        ),
+        prefixes=("tfds:",),
     ),
-    "input.path": Field(None, RUNTIME, "directory of the data set", str, is_path=True),
+    "input.path": Field(
+        None, RUNTIME, "directory of the data set; of a mixture the file that lists it", str,
+        is_path=True,
+    ),
+    "input.split": Field(
+        "train", IDENTITY, 'trained on; a part of one as "train[:99%]", then none is held out'
+    ),
+    "input.sampling": Field(
+        "uniform", RECIPE, "each example once an epoch, or each class equally often",
+        choices=("uniform", "class_balanced"),
+    ),
     "input.held_out": Field(
         0.1, IDENTITY, "share held out where no such split exists", minimum=0.001, maximum=0.9
     ),
@@ -229,7 +246,9 @@ FIELDS = {
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
     ),
     "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
-    "evaluate.split": Field(None, RUNTIME, "[validation where it exists, else test]", str),
+    "evaluate.split": Field(
+        None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]', str
+    ),
     "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),
     "checkpoint.every": Field("10 minutes", RUNTIME, "between two checkpoints", units=_ANY_UNIT),
     "checkpoint.keep_latest": Field(2, RUNTIME, "newest checkpoints kept", minimum=1),
@@ -396,7 +415,8 @@ def _check(key: str, value, origin: str):
       re.compile(value)
     except re.error as error:
       _refuse(key, value, f"a regular expression ({error})", origin)
-  if field.choices and value not in field.choices:
+  begins = isinstance(value, str) and value.startswith(field.prefixes)
+  if field.choices and value not in field.choices and not begins:
     near = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     _refuse(key, value, f"one of {', '.join(map(repr, field.choices))}{hint}", origin)

@@ -8,7 +8,7 @@ import numpy as np
 import sklearn.datasets
 
 from vit_jax.data.decode import UnreadableImage
-from vit_jax.data.open import open_dataset
+from vit_jax.data.open import open_configured
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError, DataError
 from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
@@ -184,9 +184,8 @@ def _sample_images(checkpoint) -> np.ndarray:
   preprocess = Preprocessing.from_dict(preprocessing)
   images = []
   if checkpoint.config is not None:
-    inputs = checkpoint.config.input
     with contextlib.suppress(DataError):  # the data is elsewhere by now
-      dataset = open_dataset(inputs.dataset, path=inputs.path, held_out=inputs.held_out)
+      dataset = open_configured(checkpoint.config)
       source = list(dataset.splits.values())[-1]
       for index in range(min(4 * count, len(source))):
         with contextlib.suppress(UnreadableImage):

@@ -9,7 +9,7 @@ from vit_jax import config as config_lib
 from vit_jax.batch_ops.normalize import normalize
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
-from vit_jax.data.open import open_dataset
+from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError
@@ -40,9 +40,7 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
     print(f"{ref}: {line}", file=sys.stderr)
   config = _config_of(checkpoint, config_spec, overrides)
   config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
-  dataset = open_dataset(
-      config.input.dataset, path=config.input.path, held_out=config.input.held_out
-  )
+  dataset = open_configured(config)
   run, _ = split_ref(ref)
   if config_spec is None:
     check_same_data(run, RunDirectory(run).read_info(), dataset)

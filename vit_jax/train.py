@@ -21,7 +21,7 @@ from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
-from vit_jax.data.open import open_dataset
+from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_split, make_evaluator
@@ -65,9 +65,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       stack.enter_context(run.lock())
 
     # Data.
-    dataset = open_dataset(
-        config.input.dataset, path=config.input.path, held_out=config.input.held_out
-    )
+    dataset = open_configured(config)
     split = evaluation_split(config, dataset)
     for note in dataset.notes:
       print(f"data: {note}")

@@ -7,7 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vit_jax.data.augment import TrainTransform
+from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.open import open_dataset
+from vit_jax.data.pipeline import train_batches
 from vit_jax.data.sampling import balance, mix, permuted
 from vit_jax.data.source import ArraySource
 from vit_jax.errors import ConfigError, DataError
@@ -116,3 +119,30 @@ def test_a_file_of_mixtures(tmp_path):
     file.write_text(json.dumps(wrong))
     with pytest.raises(ConfigError, match="both.json"):
       open_dataset("mixture", path=str(file), held_out=0.2)
+
+
+def test_the_training_stream_of_a_mixture_visits_exactly():
+  """Through the pipeline: what a label of its own for each record shows."""
+  classes = tuple(map(str, range(10)))
+  parts = source("x", range(4), classes), source("y", range(4, 10), classes)
+  mixture = mix(parts, (0.5, 2), name="m", split="train", seed=3)
+  transform = TrainTransform(image_size=8, crop="none", flip=False)
+  assert len(mixture) == 14
+
+  def labels(start, steps, shard=0, shards=1):
+    stream = train_batches(
+        mixture, batch_size=14, seed=1, start=start, shard=shard, shards=shards,
+        transform=transform, threads=0, bad=BadRecords(),
+    )
+    found = [next(stream)["label"] for _ in range(steps)]
+    stream.close()
+    return np.concatenate(found)
+
+  two = labels(0, 2)
+  for start in (0, 14):
+    epoch = np.bincount(two[start : start + 14], minlength=10)
+    assert epoch[4:].tolist() == [2] * 6 and epoch[:4].sum() == 2
+  assert np.bincount(two)[:4].tolist() == [1] * 4
+  np.testing.assert_array_equal(labels(14, 1), two[14:])
+  halves = [labels(14, 1, shard, 2) for shard in (0, 1)]
+  np.testing.assert_array_equal(np.concatenate(halves), two[14:])

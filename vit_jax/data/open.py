@@ -59,6 +59,15 @@ def open_dataset(
   return dataclasses.replace(dataset, splits=splits, fingerprint=fingerprint)
 
 
+def open_configured(config) -> DataSet:
+  """Opens the data set that a config's keys name; raises as `open_dataset`."""
+  return open_dataset(
+      config.input.dataset, path=config.input.path, held_out=config.input.held_out,
+      split=config.input.split, evaluation=config.evaluate.split,
+      sampling=config.input.sampling, seed=config.seed,
+  )
+
+
 def _open(name: str, *, path: str | None, held_out: float, seed: int) -> DataSet:
   if name.startswith(_TFDS):
     from vit_jax.data.tfds import open_tfds

@@ -54,16 +54,23 @@ def train_batches(
         transform=transform,
     )
 
-  def example(index: int, rng: np.random.Generator) -> Batch:
-    return _example(source.record(index), lambda image: transform(image, rng),
+  # What is drawn from other sources depends on the epoch too.
+  read = getattr(source, "record_at", lambda epoch, index: source.record(index))
+
+  def example(place: tuple[int, int], rng: np.random.Generator) -> Batch:
+    return _example(read(*place), lambda image: transform(image, rng),
                     size=(transform.image_size,) * 2, bad=bad)
 
   order_seed, map_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
   order = grain.MapDataset.range(len(source)).shuffle(seed=int(order_seed)).repeat()
+
+  def place(position: int) -> tuple[int, int]:
+    """Epoch and index of what stands at a position of the stream."""
+    position = position if repeats == 1 else repeated(position, repeats)
+    return position // len(source), order[position]
+
   # Generators are those of the position: each copy of an image has its own.
-  places = order if repeats == 1 else grain.MapDataset.range(len(order)).map(
-      lambda position: order[repeated(position, repeats)]
-  )
+  places = grain.MapDataset.range(len(order)).map(place)
   # Sharding comes after batching, so that the global order does not depend on the shards.
   dataset = (
       places.random_map(example, seed=int(map_seed))[start:]
