@@ -3,7 +3,7 @@
 import collections
 
 import numpy as np
-from pictures import judged, pictures  # noqa: F401  (a fixture)
+from pictures import judged, pictures  # judged is a fixture
 import pytest
 import scipy.stats
 
@@ -16,12 +16,12 @@ def generator(seed=0):
   return np.random.default_rng(seed)
 
 
-def answers(judged, kind):  # noqa: F811
+def answers(judged, kind):
   keys = [tuple(key.split("|")) for key in judged]
   return {key: judged["|".join(key)] for key in keys if len(key) > 1 and key[1] == kind}
 
 
-def test_short_sides_equal_torchvisions(judged):  # noqa: F811
+def test_short_sides_equal_torchvisions(judged):
   found = answers(judged, "short")
   assert len(found) == 4 * len(pictures())
   for (picture, _, size, crop_filter), expected in found.items():
@@ -29,7 +29,7 @@ def test_short_sides_equal_torchvisions(judged):  # noqa: F811
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_antialiased_boxes_equal_torchvisions(judged, monkeypatch):  # noqa: F811
+def test_antialiased_boxes_equal_torchvisions(judged, monkeypatch):
   monkeypatch.setattr(crops, "sample_box", lambda *_, **__: (3, 5, 31, 29))
   for (picture, _, size, crop_filter), expected in answers(judged, "box").items():
     arguments = {"size": int(size), "min_area": 0.1, "rng": None, "crop_filter": crop_filter}
@@ -41,7 +41,7 @@ def test_antialiased_boxes_equal_torchvisions(judged, monkeypatch):  # noqa: F81
       assert np.abs(fast - expected).mean() < (1 if crop_filter == "bilinear" else 6)
 
 
-def test_a_simple_crop_is_a_window_of_the_mirrored_border(judged):  # noqa: F811
+def test_a_simple_crop_is_a_window_of_the_mirrored_border(judged):
   """torchvision pads, we resize to the side the image has, so that nothing else is done."""
   for (picture, _, _), padded in answers(judged, "reflect").items():
     image = pictures()[picture]
@@ -109,7 +109,7 @@ def shares(boxes, height, width):
   return np.stack([h * w, h / w, top / (height - h + 1), left / (width - w + 1)], axis=-1)
 
 
-def test_random_resized_boxes_are_distributed_as_torchvisions(judged):  # noqa: F811
+def test_random_resized_boxes_are_distributed_as_torchvisions(judged):
   rng = generator()
   ours = np.array([crops.sample_box(300, 400, min_area=0.08, rng=rng) for _ in range(4000)])
   same_distribution(shares(ours, 300, 400), shares(judged["boxes"], 300, 400))
@@ -129,7 +129,7 @@ def erased_boxes(count, **options):
   return np.array(boxes)
 
 
-def test_erased_boxes_are_distributed_as_timms(judged):  # noqa: F811
+def test_erased_boxes_are_distributed_as_timms(judged):
   same_distribution(
       shares(erased_boxes(4000), 60, 80), shares(judged["erasures"], 60, 80)
   )

@@ -5,7 +5,7 @@ import itertools
 
 import cv2
 import numpy as np
-from pictures import judged, pictures  # noqa: F401  (a fixture)
+from pictures import judged, pictures  # judged is a fixture
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import pytest
 
@@ -31,14 +31,14 @@ class Sign:
     return high // 3
 
 
-def answers(judged, kind):  # noqa: F811
+def answers(judged, kind):
   """{(picture, kind, ...): what the other library answered}."""
   keys = [tuple(key.split("|")) for key in judged]
   return {key: judged["|".join(key)] for key in keys if len(key) > 1 and key[1] == kind}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS["timm"])
-def test_an_operation_at_every_level_equals_timms(judged, operation):  # noqa: F811
+def test_an_operation_at_every_level_equals_timms(judged, operation):
   found = answers(judged, operation)
   assert len(found) >= 9 * 2 * 2 * len(pictures())
   for (picture, _, increasing, magnitude, sign, crop_filter), expected in found.items():
@@ -53,12 +53,12 @@ def test_an_operation_at_every_level_equals_timms(judged, operation):  # noqa: F
     ("brightness", color_ops.brightness), ("contrast", color_ops.contrast),
     ("saturation", color_ops.color),
 ])
-def test_what_jitter_changes_equals_torchvision(judged, name, operation):  # noqa: F811
+def test_what_jitter_changes_equals_torchvision(judged, name, operation):
   for (picture, _, factor), expected in answers(judged, name).items():
     np.testing.assert_array_equal(operation(pictures()[picture], float(factor)), expected)
 
 
-def test_what_three_augment_does_equals_torchvision(judged):  # noqa: F811
+def test_what_three_augment_does_equals_torchvision(judged):
   for (picture, _), expected in answers(judged, "grayscale").items():
     np.testing.assert_array_equal(color_ops.grayscale(pictures()[picture]), expected)
   for (picture, _), expected in answers(judged, "solarize").items():

@@ -81,7 +81,7 @@ def toward(image: np.ndarray, gray: int, factor: float) -> np.ndarray:
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-  """0 smooths with a 3 x 3 kernel, 1 gives the image, more than 1 sharpens; not its outer pixels."""
+  """0 smooths with a 3 x 3 kernel, 1 gives the image, more sharpens; the outer pixels stay."""
   smooth = image.copy()
   if min(image.shape[:2]) > 2:
     smooth[1:-1, 1:-1] = cv2.filter2D(np.ascontiguousarray(image), -1, _SMOOTH)[1:-1, 1:-1]

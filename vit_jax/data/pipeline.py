@@ -30,7 +30,8 @@ def train_batches(
 
   Each epoch is another permutation of the source and visits every example once; batches
   straddle epochs.  With R repeats every R epochs share one permutation, in which each example is
-  visited R times, differently augmented.  Shard s of S holds the rows [s B / S, (s + 1) B / S) of a global batch.
+  visited R times, differently augmented.  Shard s of S holds the rows [s B / S, (s + 1) B / S) of
+  a global batch.
 
   Args:
     batch_size: B, over all shards.
