@@ -5,9 +5,12 @@ import json
 import pytest
 
 from archives import jpeg
-from vit_jax.data.imagenet_variants import with_real_labels
+from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.folder import FolderSource
+from vit_jax.data.imagenet_variants import with_real_labels
 from vit_jax.data.open import open_dataset
+from vit_jax.data.pipeline import eval_batches
+from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import DataError
 
 
@@ -60,3 +63,14 @@ def test_v2_is_in_numeric_order(tmp_path):
   (tmp_path / "3").rmdir()
   with pytest.raises(DataError, match="does not hold the directories 0, 1"):
     open_dataset("imagenet_v2", path=str(tmp_path), held_out=0.1)
+
+
+def test_images_without_labels_count_nowhere(tmp_path):
+  (tmp_path / "real.json").write_text("[[1], []]")
+  names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2)]
+  source = with_real_labels(validation(tmp_path, names), tmp_path / "real.json")
+  (batch,) = eval_batches(
+      source, batch_size=2, shard=0, shards=1, preprocessing=Preprocessing(image_size=8),
+      threads=0, bad=BadRecords(),
+  )
+  assert batch["mask"].tolist() == [1, 0] and batch["label"].tolist() == [1, -1]

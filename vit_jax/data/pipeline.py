@@ -127,7 +127,9 @@ def _example(
   except UnreadableImage as error:
     bad.add(record["name"], error.reason)
     return _masked(size, label=record["label"])
-  return {"image": image, "label": np.int32(record["label"]), "mask": np.float32(1)}
+  # A label of -1 says that there is none.
+  mask = np.float32(record["label"] >= 0)
+  return {"image": image, "label": np.int32(record["label"]), "mask": mask}
 
 
 def _masked(size: tuple[int, int], *, label: int) -> Batch:
