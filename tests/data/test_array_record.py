@@ -1,7 +1,10 @@
 """Our own shards: records, what is held out, and reading from several threads and processes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +101,23 @@ def test_a_shard_that_goes_or_rots_later(directory, tmp_path):
   assert source.record(1)["image"] == jpeg(1)
   with pytest.raises(DataError, match=f"{last.name}, record .*, cannot be read"):
     source.record(59)
+
+
+@pytest.mark.parametrize("hard, works", [(3000, True), (400, False)])
+def test_more_shards_than_a_process_usually_may_open(directory, hard, works):
+  program = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}))
+from vit_jax.data.shards import Shards
+shard = {str(min(directory.glob("*.arrayrecord")))!r}
+shards = Shards([shard] * 1500, [1] * 1500)
+print(sum(len(shards.read(i)) > 0 for i in range(1500)))
+"""
+  done = subprocess.run(
+      [sys.executable, "-c", program], capture_output=True, text=True,
+      cwd=Path(__file__).parents[2],
+  )
+  if works:
+    assert done.stdout.strip() == "1500", done.stderr
+  else:
+    assert "this system allows a process 400 files: raise the limit" in done.stderr

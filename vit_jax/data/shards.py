@@ -1,6 +1,7 @@
 """ArrayRecord files, checked at start and then read by index as one long list."""
 
 import os
+import resource
 from typing import Sequence
 
 from array_record.python import array_record_module
@@ -10,6 +11,8 @@ from vit_jax.errors import DataError
 
 # A record is read alone: reading ahead would only waste threads and memory.
 _READER_OPTIONS = "readahead_buffer_size:0"
+# Left for everything else that a process has open.
+_OTHER_FILES = 256
 
 
 class Shards:
@@ -24,7 +27,11 @@ class Shards:
     Args:
       paths: one file a shard.
       counts: records in each.
+
+    Raises:
+      DataError: there are more files than a process may have open.
     """
+    allow_open_files(len(paths))
     self._paths = tuple(paths)
     self._counts = tuple(map(int, counts))
     self._ends = np.cumsum(self._counts, dtype=np.int64)
@@ -69,6 +76,24 @@ class Shards:
     """File and place of a record, for messages."""
     shard, place = self.locate(index)
     return f"{self._paths[shard]}, record {place},"
+
+
+def allow_open_files(count: int) -> None:
+  """Raises this process's soft limit of open files where so many shards, which stay open, need it.
+
+  Raises:
+    DataError: the hard limit is too low.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = count + _OTHER_FILES
+  if soft == resource.RLIM_INFINITY or soft >= wanted:
+    return
+  if hard != resource.RLIM_INFINITY and hard < wanted:
+    raise DataError(
+        f"{count} shards stay open during a run, and this system allows a process {hard} files: "
+        f"raise the limit (ulimit -Hn {wanted}), or prepare larger shards"
+    )
+  resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_shard(path: str, *, examples: int, size: int | None = None) -> None:

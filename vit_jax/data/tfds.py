@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.data.shards import check_shard
+from vit_jax.data.shards import allow_open_files, check_shard
 from vit_jax.data.source import DataSet, Record
 from vit_jax.data.split import subset
 from vit_jax.errors import ConfigError, DataError
@@ -98,6 +98,7 @@ def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
   name_key = next((key for key in _NAMES if key in features), None)
   name = f"tfds:{info['name']}"
   sources = {}
+  allow_open_files(sum(len(x.filepaths) for x in builder.info.splits.values()))
   for split, ours in _SPLITS.items():
     if split in builder.info.splits:
       info_of = builder.info.splits[split]
