@@ -182,3 +182,19 @@ def test_missing_and_truncated_shards_are_found_at_start(archive, whole, tmp_pat
     open_array_record(output, held_out=0)
   with pytest.raises(DataError, match="dataset.json is missing"):
     open_array_record(tmp_path, held_out=0)
+
+
+def test_a_full_disk_is_said_and_then_continued(archive, whole, tmp_path):
+  output = tmp_path / "out"
+  call = f"prepare(**{options(str(archive), str(output), say=None)!r})"
+  # Python ignores the signal of this limit, so that writing fails as on a full disk.
+  done = subprocess.run(
+      [sys.executable, "-c",
+       "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+       f"from vit_jax.data.prepare.run import prepare\n{call}"],
+      cwd=Path(__file__).parents[2], capture_output=True, text=True,
+  )
+  assert "DataError: cannot write" in done.stderr and "repeat the same command" in done.stderr
+  assert not output.exists()
+  prepare(**options(archive, output))
+  assert files(output) == whole

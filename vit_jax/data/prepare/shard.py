@@ -13,6 +13,8 @@ from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.prepare import content
 from vit_jax.data.prepare.items import Item, Rejected
 from vit_jax.data.record_format import encode_record
+from vit_jax.data.shards import check_shard
+from vit_jax.errors import DataError
 
 # Images are compressed already, and each is read alone.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -50,6 +52,16 @@ def write_shard(job: Job) -> dict:
   stem = Path(job.directory) / job.stem
   if (found := _finished(stem)) is not None:
     return found | {"kept": True}
+  try:
+    return _write(job, stem) | {"kept": False}
+  except (OSError, RuntimeError) as error:  # the library raises RuntimeError on a full disk
+    raise DataError(
+        f"cannot write {stem}.arrayrecord: {error}; make room or mend the permissions, then "
+        "repeat the same command"
+    ) from error
+
+
+def _write(job: Job, stem: Path) -> dict:
   file, temporary = f"{stem}.arrayrecord", f"{stem}.arrayrecord.tmp"
   rejected, labels, counts, hashes = [], [], [], []
   writer = array_record_module.ArrayRecordWriter(temporary, _WRITER_OPTIONS)
@@ -72,6 +84,8 @@ def write_shard(job: Job) -> dict:
       hashes.append(int.from_bytes(content.digest(data)[:8], "little"))
   finally:
     writer.close()
+  if counts:
+    check_shard(temporary, examples=len(counts))
   result = {
       "file": os.path.basename(file), "examples": len(counts), "images": len(job.items),
       "bytes": os.path.getsize(temporary), "sha256": _sha256(temporary), "rejected": rejected,
@@ -90,7 +104,7 @@ def write_shard(job: Job) -> dict:
   result["index_sha256"] = _sha256(f"{stem}.npz")
   Path(f"{stem}.json.tmp").write_text(json.dumps(result))
   os.replace(f"{stem}.json.tmp", f"{stem}.json")
-  return result | {"kept": False}
+  return result
 
 
 def _finished(stem: Path) -> dict | None:
