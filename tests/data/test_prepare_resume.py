@@ -198,3 +198,20 @@ def test_a_full_disk_is_said_and_then_continued(archive, whole, tmp_path):
   assert not output.exists()
   prepare(**options(archive, output))
   assert files(output) == whole
+
+
+def test_a_killed_worker_ends_it_and_it_continues(archive, whole, tmp_path):
+  output, partial = tmp_path / "out", tmp_path / "out.partial"
+  process = start(archive, output, 2)
+  deadline = time.monotonic() + 60
+  while len(list(partial.glob("train-*.json"))) < 2:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.005)
+  workers = [
+      pid for pid in alive(process.pid)
+      if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+  ]
+  os.kill(workers[0], signal.SIGKILL)
+  assert process.wait(timeout=30) != 0 and not output.exists()
+  prepare(**options(archive, output))
+  assert files(output) == whole

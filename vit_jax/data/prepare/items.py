@@ -89,7 +89,9 @@ def input_files(path: Path, suffix: str) -> list[Path]:
       if file.is_file() and not file.name.startswith(".")
   ] if path.is_dir() else []
   if not found:
-    what = f"holds no {suffix} files" if path.is_dir() else "does not exist"
+    what = f"holds no {suffix} files" if path.is_dir() else (
+        "does not exist: give the file or directory that holds the data"
+    )
     packed = [file.name for file in path.glob("*.tar.gz")] if path.is_dir() else []
     unpack = f"; unpack {packed[0]} with tar -xzf first" if packed else ""
     raise DataError(f"--input={path} {what}{unpack}")
