@@ -1,8 +1,8 @@
 """Converting a checkpoint, verification included, against copying its file.
 
-Makes a Hugging Face checkpoint of random weights, then in turn copies its model.safetensors (flushed
-to the disk, as a conversion is) and converts the directory with `vit-jax convert`; prints medians,
-their ratio, and the peak of the conversion's host memory over the size of the weights.
+Makes a Hugging Face checkpoint of random weights, then in turn copies its model.safetensors
+(flushed to the disk) and converts the directory with `vit-jax convert`; prints medians, their
+ratio, and the peak of the conversion's host memory over the size of the weights.
 
     PYTHONPATH=. python benchmarks/convert.py --variant=H/14 --rounds=3
 """
@@ -27,7 +27,9 @@ from vit_jax.models.vit import DEFAULTS, param_shapes
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--variant", default="H/14", help="size and patch [H/14]")
   parser.add_argument("--to", default="huggingface", help="the format [huggingface]")
   parser.add_argument("--rounds", type=int, default=3, help="of copying and converting [3]")

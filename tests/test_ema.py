@@ -1,4 +1,4 @@
-"""The average of the parameters: kept by the step, evaluated, saved, loaded and demanded by name."""
+"""The average of the parameters: kept by the step, saved, loaded and demanded by name."""
 
 import jax
 import numpy as np

@@ -125,7 +125,8 @@ def test_what_cannot_be_is_refused(directory, tmp_path):
 def test_a_flipped_bit_is_found(directory, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(directory, copy)
-  file = max((p for p in (copy / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+  files = [path for path in (copy / "params").rglob("*") if path.is_file()]
+  file = max(files, key=lambda path: path.stat().st_size)
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 1
   file.write_bytes(data)

@@ -110,8 +110,9 @@ The same command again continues the run. Any key is set with --config.key=value
 lists the recipes, `vit-jax configs --keys` the keys.""")
   add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="the recipe")
   add("--workdir", required=True, metavar="RUN", help="the run's directory, made if missing")
-  add("--amend", action="store_true", help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) "
-      "differ; config_history.jsonl records it")
+  add("--amend", action="store_true",
+      help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) differ; "
+      "config_history.jsonl records it")
 
   add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
   vit-jax evaluate --model=runs/digits --output=accuracy.json
@@ -240,7 +241,9 @@ def _predict(arguments, overrides):
   del overrides
   from vit_jax.predict import predict
 
-  return predict(arguments.model, arguments.images, top=arguments.top, attention=arguments.attention)
+  return predict(
+      arguments.model, arguments.images, top=arguments.top, attention=arguments.attention
+  )
 
 
 def _convert(arguments, overrides):

@@ -109,8 +109,8 @@ def _noting_sizes(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def open_streamed(ref: str) -> Checkpoint:
-  """As `load(ref)`, but the blocks' parameters may be `tensor_table.StoredLeaf`s, which stay in their
-  file until they are asked for: to convert a model in less memory than it has."""
+  """As `load(ref)`, but the blocks' parameters may be `tensor_table.StoredLeaf`s, which stay in
+  their file until they are asked for: to convert a model in less memory than it has."""
   return _noting_sizes(_load(str(ref), streamed=True))
 
 
@@ -133,8 +133,8 @@ def _load(ref: str, *, streamed: bool) -> Checkpoint:
 
 
 def split_ref(ref: str) -> tuple[pathlib.Path, str]:
-  """Splits RUN@WHICH or RUN+ema into an absolute path and WHICH ("best", "100+ema", "+ema"; "" where
-  nothing follows); a directory whose own name holds an @ or a + is found first."""
+  """Splits RUN@WHICH or RUN+ema into an absolute path and WHICH ("best", "100+ema", "+ema"; ""
+  where nothing follows); a directory whose own name holds an @ or a + is found first."""
   path, at, which = ref.rpartition("@")
   if not at and ref.endswith("+ema"):
     path, which = ref.removesuffix("+ema"), "+ema"
@@ -228,7 +228,8 @@ def with_classes(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
     said = f"the head of {checkpoint.model_config['num_classes']} classes is left out"
   else:
     had = checkpoint.model_config["num_classes"]
-    said = f"a new head of {num_classes} classes, all zero" + (f", replaces that of {had}" if had else "")
+    said = f"a new head of {num_classes} classes, all zero"
+    said += f", replaces that of {had}" if had else ""
     for name in heads[: 1 + model["distillation_head"]]:
       params[name] = {
           "kernel": np.zeros((model["width"], num_classes), np.float32),

@@ -234,7 +234,7 @@ def write(
     notes.append(f"one file of {size:,} bytes: timm reads no shards from a directory")
   kernel = model["position_interpolation"]
   if kernel != "bicubic_antialias":
-    notes.append(f"at another image size timm interpolates positions by its own kernel, not {kernel}")
+    notes.append(f"at another image size timm interpolates by a kernel of its own, not {kernel}")
   if preprocessing is None:
     notes.append("the model's preprocessing is not known: timm will use its own default")
   text = (json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -286,8 +286,8 @@ def _answers(model, params, batches, patch_mask) -> dict:
 
 
 def _same(path, wanted, found, dtype: str) -> bool:
-  """Whether a leaf that was read back has the bits of ours in `dtype`; layer by layer in the blocks,
-  whose leaves may lie in files."""
+  """Whether a leaf that was read back has the bits of ours in `dtype`; layer by layer in the
+  blocks, whose leaves may lie in files."""
   if np.shape(wanted) != np.shape(found):
     return False
   layers = zip(wanted, found) if path[0] == "blocks" else ((wanted, found),)

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 
 
 def pixel_shuffle(x, grid: tuple[int, int], patch_size: int):
-  """Channels of patches to pixels: `[B, rows * columns, 3 * P * P]` to `[B, rows * P, columns * P, 3]`.
+  """Channels of patches to pixels.
+
+  From `[B, rows * columns, 3 * P * P]` to `[B, rows * P, columns * P, 3]`.
 
   Channel c * P * P + i * P + j is colour c of row i and column j (torch.nn.PixelShuffle, which
   SimMIM, arXiv 2111.09886, and Hugging Face use).

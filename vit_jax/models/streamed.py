@@ -1,4 +1,4 @@
-"""A ViT's forward pass holding one block's parameters at a time, for models as large as the memory."""
+"""A ViT's forward pass that holds one block's parameters at a time, to save memory."""
 
 from flax import linen as nn
 import jax

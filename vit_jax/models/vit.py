@@ -307,7 +307,8 @@ DESCRIPTION = tuple(
     )
 )
 DEFAULTS = {
-    name: ViT.__dataclass_fields__[name].default for name in DESCRIPTION[DESCRIPTION.index("class_token"):]
+    name: ViT.__dataclass_fields__[name].default
+    for name in DESCRIPTION[DESCRIPTION.index("class_token") :]
 }
 
 
