@@ -291,7 +291,8 @@ def test_equal_configs_have_no_differences():
     "key_class, keys",
     [
         (RUNTIME, ["mesh.replica", "mesh.fsdp", "mesh.tensor", "model.scan", "model.attention",
-                   "input.threads", "input.path", "log_every", "evaluate.every",
+                   "input.threads", "input.workers", "input.path", "input.max_bad_fraction",
+                   "log_every", "evaluate.every",
                    "checkpoint.every", "checkpoint.keep_latest"]),
         (RECIPE, ["total", "input.batch_size", "optimizer.name", "optimizer.learning_rate",
                   "schedule.name", "schedule.warmup", "batch_ops.mixup_alpha", "input.crop",

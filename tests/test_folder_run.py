@@ -92,15 +92,22 @@ def test_dirt_is_counted_named_once_and_survived(tmp_path, capsys):
   turned[0x0112] = 6
   Image.new("RGB", (30, 20), COLORS["green"]).save(folder / "green" / "turned.jpg", exif=turned)
   workdir = tmp_path / "run"
-  code, out, err = train(folder, workdir, "--config.total=9 epochs", capsys=capsys)
+  code, out, err = train(
+      folder, workdir, "--config.total=9 epochs", "--config.input.max_bad_fraction=0.6",
+      capsys=capsys,
+  )
   assert code == 0, err
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  listed = (workdir / "bad_records.jsonl").read_text().splitlines()
+  assert sorted(json.loads(line)["name"] for line in listed) == ["red/corrupt.jpg", "red/empty.png"]
   seen = rows[-1]["train/unreadable_images"]
   assert seen == 2
   everything = out + err
   assert everything.count("corrupt.jpg") == 1 and everything.count("empty.png") == 1
   assert "empty_class" in everything
   assert all(np.isfinite(r["train/loss"]) for r in rows if "train/loss" in r)
+  code, _, err = train(folder, tmp_path / "strict", "--config.total=9 epochs", capsys=capsys)
+  assert code == 3 and "images were unreadable" in err and "config.input.max_bad_fraction" in err
 
 
 @pytest.mark.parametrize("classes", [0, 1])

@@ -35,7 +35,7 @@ BELOW_ROOMS = {"models", "errors"}
 LIBRARIES = {
     "models": {"jax", "flax", "numpy"},
     "batch_ops": {"jax"},
-    "data": {"numpy", "cv2", "PIL", "grain", "sklearn", "etils", "array_record", "scipy"},
+    "data": {"numpy", "cv2", "PIL", "grain", "sklearn", "etils", "array_record", "scipy", "absl"},
     "errors": set(),
     "durations": set(),
     "config": {"ml_collections"},

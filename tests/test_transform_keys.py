@@ -111,9 +111,11 @@ def test_repeats_reach_the_stream(monkeypatch):
   monkeypatch.setattr(train, "train_batches", train_batches)
   monkeypatch.setattr(train.mesh_lib, "process_slice", lambda mesh: (0, 1))
   monkeypatch.setattr(train.mesh_lib, "to_devices", lambda batch, mesh: batch)
-  config = configured({"input.repeated_augmentation": "3"})
-  next(train._train_input(types.SimpleNamespace(config=config, mesh=None), None, None, 0, None))
-  assert given["repeats"] == 3
+  config = configured({"input.repeated_augmentation": "3", "input.workers": "2"})
+  plan = types.SimpleNamespace(config=config, mesh=None)
+  with train._train_input(plan, None, None, 0, None) as batches:
+    next(batches)
+  assert given["repeats"] == 3 and given["workers"] == 2
 
 
 @pytest.mark.parametrize("key", [f"input.{name}" for name in HOST if name not in (

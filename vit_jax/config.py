@@ -206,6 +206,12 @@ FIELDS = {
         None, IDENTITY, "turn photos as their EXIF data says [True]", bool
     ),
     "input.threads": Field(2, RUNTIME, "that decode images", minimum=0),
+    "input.workers": Field(
+        0, RUNTIME, "processes that decode images instead of the threads", minimum=0
+    ),
+    "input.max_bad_fraction": Field(
+        0.01, RUNTIME, "share of unreadable images above which the run stops", minimum=0, maximum=1
+    ),
     "input.repeated_augmentation": Field(
         1, RECIPE, "times each image stands in the order, so that R epochs visit each R times",
         minimum=1,

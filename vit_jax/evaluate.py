@@ -51,7 +51,8 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   checkpoint = at_image_size(checkpoint, config.model.image_size)
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
   model = ViT(**checkpoint.model_config | how)
-  evaluator = make_evaluator(config, dataset, split, model=model, mesh=mesh, bad=BadRecords())
+  bad = BadRecords(max_fraction=config.input.max_bad_fraction)
+  evaluator = make_evaluator(config, dataset, split, model=model, mesh=mesh, bad=bad)
   params = jax.device_put(checkpoint.params, mesh_lib.replicated(mesh))
   return {
       "model": checkpoint.ref, "split": split, "data": config.input.path or dataset.name,
@@ -99,7 +100,7 @@ def make_evaluator(config, dataset, split: str, *, model, mesh, bad) -> Classifi
     host = eval_batches(
         source, batch_size=batch_size, shard=shard, shards=shards,
         preprocessing=Preprocessing.from_dict(preprocessing(config)),
-        threads=config.input.threads, bad=bad,
+        threads=config.input.threads, workers=config.input.workers, bad=bad,
     )
     return (mesh_lib.to_devices(batch, mesh) for batch in host)
 

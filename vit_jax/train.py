@@ -125,11 +125,14 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       state, examples_seen = _begin(plan, pretrained), 0
     else:
       state, examples_seen = _restore(plan, checkpoints, last_step)
-    bad = BadRecords()
+    bad = BadRecords(
+        run.bad_records_path(jax.process_index()), max_fraction=config.input.max_bad_fraction
+    )
+    batches = _train_input(plan, dataset.splits["train"], transform, examples_seen, bad)
     _loop(
         plan,
         state,
-        batches=_train_input(plan, dataset.splits["train"], transform, examples_seen, bad),
+        batches=stack.enter_context(batches),
         evaluator=make_evaluator(
             config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
         ),
@@ -275,6 +278,7 @@ def _train_transform(config) -> TrainTransform:
   )
 
 
+@contextlib.contextmanager
 def _train_input(plan, source, transform, examples_seen: int, bad):
   """Iterator of training batches on the devices, from a position in the data on."""
   config = plan.config
@@ -288,10 +292,12 @@ def _train_input(plan, source, transform, examples_seen: int, bad):
       shards=shards,
       transform=transform,
       threads=config.input.threads,
+      workers=config.input.workers,
       bad=bad,
       repeats=config.input.repeated_augmentation,
   )
-  return _one_ahead(mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
+  with contextlib.closing(batches):
+    yield _one_ahead(mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
 
 
 def _one_ahead(batches):

@@ -1,8 +1,12 @@
 """Counting what could not be read."""
 
+import json
 import threading
 
+import pytest
+
 from vit_jax.data.bad_records import BadRecords
+from vit_jax.errors import DataError
 
 
 def test_each_is_counted_and_named_once(capsys):
@@ -21,3 +25,47 @@ def test_each_is_counted_and_named_once(capsys):
   assert sorted(err.splitlines()) == [
       f"warning: unreadable image: image{i}.jpg: truncated" for i in range(5)
   ]
+
+
+def test_the_list_is_continued_by_the_next_process(tmp_path, capsys):
+  file = tmp_path / "bad_records.jsonl"
+  first = BadRecords(file)
+  assert not file.exists()
+  first.add("a.jpg", "truncated"), first.add("b\u00fc\n.jpg", "the file is empty")
+  with file.open("a") as torn:
+    torn.write('{"name": "c.j')
+  capsys.readouterr()
+  again = BadRecords(file)
+  assert again.count == 2
+  again.add("a.jpg", "truncated"), again.add("c.jpg", "truncated")
+  assert capsys.readouterr().err == "warning: unreadable image: c.jpg: truncated\n"
+  assert [json.loads(line) for line in file.read_text().splitlines()] == [
+      {"name": "a.jpg", "reason": "truncated"},
+      {"name": "b\u00fc\n.jpg", "reason": "the file is empty"},
+      {"name": "c.jpg", "reason": "truncated"},
+  ]
+  file.write_text("no json\n")
+  with pytest.raises(DataError, match="bad_records.jsonl is damaged"):
+    BadRecords(file)
+
+
+@pytest.mark.parametrize("epoch, batches", [(10**6, 100), (25, 3)])
+def test_a_share_is_judged_after_enough_examples(epoch, batches):
+  watch = BadRecords(max_fraction=0.01).watch(epoch=epoch)
+  unreadable = [("a.jpg", "torn"), ("b.jpg", "empty")]
+  for _ in range(batches - 1):
+    watch.add(10, unreadable)
+  with pytest.raises(DataError) as caught:
+    watch.add(10, unreadable)
+  assert str(caught.value).startswith(
+      f"{2 * batches} of {10 * batches} images were unreadable, more than "
+      "config.input.max_bad_fraction=0.01 allows; the first: a.jpg: torn; b.jpg: empty. "
+  )
+
+
+def test_a_share_at_the_limit_is_allowed():
+  watch = BadRecords(max_fraction=0.1).watch(epoch=10)
+  for _ in range(300):
+    watch.add(10, [("a.jpg", "torn")])
+  with pytest.raises(DataError, match="301 of 3001"):
+    watch.add(1, [("a.jpg", "torn")])

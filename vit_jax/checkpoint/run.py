@@ -66,6 +66,10 @@ class RunDirectory:
     self.lock_path = self.path / ".lock"
     self.checkpoints = self.path / "checkpoints"
 
+  def bad_records_path(self, process: int) -> epath.Path:
+    """bad_records.jsonl, what a process could not read; process 1 has bad_records.1.jsonl."""
+    return self.path / (f"bad_records.{process}.jsonl" if process else "bad_records.jsonl")
+
   def exists(self) -> bool:
     """Whether a run was begun here."""
     return self.info_path.exists()

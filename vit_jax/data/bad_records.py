@@ -1,25 +1,95 @@
-"""Images that could not be read, counted over a run."""
+"""Images that could not be read: counted over a run, listed in its directory, and limited."""
 
+import json
+import os
+from pathlib import Path
 import sys
 import threading
+from typing import Sequence
+
+from vit_jax.errors import DataError
+
+# A share of fewer examples than these says little, unless they are a whole epoch.
+_ENOUGH = 1000
 
 
 class BadRecords:
-  """Counts unreadable records; safe to share between threads."""
+  """Lists unreadable records, each once; safe to share between threads."""
 
-  def __init__(self):
+  def __init__(self, file: str | os.PathLike | None = None, *, max_fraction: float = 1.0):
+    """Reads the file, where it exists: what it lists is known already.
+
+    Args:
+      file: a JSON object {"name", "reason"} a line is appended for each record; None for none.
+      max_fraction: share of the examples seen above which a `Watch` raises.
+    """
+    self.max_fraction = max_fraction
     self._lock = threading.Lock()
+    self._file = None if file is None else Path(file)
     self._names: set[str] = set()
+    if self._file is not None and self._file.exists():
+      self._names.update(_read(self._file))
 
   def add(self, name: str, reason: str) -> None:
-    """Counts a record once, and says so once on stderr."""
+    """Counts and lists a record once, and says so once on stderr."""
     with self._lock:
       if name in self._names:
         return
       self._names.add(name)
+      if self._file is not None:
+        with self._file.open("a") as file:
+          file.write(json.dumps({"name": name, "reason": reason}) + "\n")
       print(f"warning: unreadable image: {name}: {reason}", file=sys.stderr, flush=True)
 
   @property
   def count(self) -> int:
     """How many different records were unreadable."""
     return len(self._names)
+
+  def watch(self, *, epoch: int) -> "Watch":
+    """Returns a watch over one stream, of so many examples an epoch."""
+    return Watch(self, after=min(_ENOUGH, epoch))
+
+
+class Watch:
+  """Counts what comes by in one stream, and ends it when too much of it is unreadable."""
+
+  def __init__(self, bad: BadRecords, *, after: int):
+    """Raises for nothing until `after` examples have been seen."""
+    self._bad, self._after = bad, after
+    self._seen, self._unreadable, self._first = 0, 0, []
+
+  def add(self, examples: int, unreadable: Sequence[tuple[str, str]]) -> None:
+    """Takes note of a batch and of the (name, reason) of what is unreadable in it.
+
+    Raises:
+      DataError: more than `max_fraction` of all examples seen are unreadable.
+    """
+    self._seen += examples
+    for name, reason in unreadable:
+      self._bad.add(name, reason)
+      self._unreadable += 1
+      if len(self._first) < 3 and (name, reason) not in self._first:
+        self._first.append((name, reason))
+    limit = self._bad.max_fraction
+    if self._seen >= self._after and self._unreadable > limit * self._seen:
+      first = "; ".join(f"{name}: {reason}" for name, reason in self._first)
+      raise DataError(
+          f"{self._unreadable} of {self._seen} images were unreadable, more than "
+          f"config.input.max_bad_fraction={limit:g} allows; the first: {first}. Repair or remove "
+          "them, or raise that limit"
+      )
+
+
+def _read(file: Path) -> list[str]:
+  """Names in the list of an earlier run; a line that was torn by its end is cut off."""
+  text = file.read_text()
+  whole = text[: text.rfind("\n") + 1]
+  if whole != text:
+    file.write_text(whole)
+  try:
+    return [json.loads(line)["name"] for line in whole.splitlines()]
+  except (ValueError, KeyError, TypeError) as error:
+    raise DataError(
+        f"{file} is damaged ({error}): move it away; what is unreadable is listed again"
+    ) from error

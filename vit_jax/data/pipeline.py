@@ -1,18 +1,20 @@
 """Records to batches.
 
 A training stream is a pure function of (seed, position), where a position is one count of
-examples over all epochs: neither threads nor hosts nor where it was started change it.  So the
-state of the data is that one integer.
+examples over all epochs: neither threads nor processes nor hosts nor where it was started change
+it.  So the state of the data is that one integer.
 """
 
-from typing import Callable, Iterator
+import json
+from typing import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from vit_jax.data import in_memory
+from vit_jax.data import workers as workers_lib
 from vit_jax.data.augment import TrainTransform
-from vit_jax.data.bad_records import BadRecords
+from vit_jax.data.bad_records import BadRecords, Watch
 from vit_jax.data.decode import UnreadableImage, decode
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.repeats import repeated
@@ -24,7 +26,7 @@ Batch = dict[str, np.ndarray]
 
 def train_batches(
     source: Source, *, batch_size: int, seed: int, start: int, shard: int, shards: int,
-    transform: TrainTransform, threads: int, bad: BadRecords, repeats: int = 1,
+    transform: TrainTransform, threads: int, bad: BadRecords, repeats: int = 1, workers: int = 0,
 ) -> Iterator[Batch]:
   """Yields this shard's part of each global batch, forever.
 
@@ -39,13 +41,17 @@ def train_batches(
     threads: that decode ahead, each a whole batch; 0 decodes when asked.
     bad: collects unreadable images, which become zeros with their label and mask 0.
     repeats: R of repeated augmentation; see `repeats` for the order.
+    workers: processes that decode instead of the threads, each a whole batch; 0 for none.  A set
+      that is gathered in memory has neither, as it needs neither.
 
   Returns:
     Iterator of {"image": uint8 `[B/S, size, size, 3]`, "label": int32 `[B/S]`,
-    "mask": float32 `[B/S]`}; `close()` ends its threads.
+    "mask": float32 `[B/S]`}; `close()` ends its threads and processes.  Once it has raised, it
+    raises the same again.
 
   Raises:
     ConfigError: B is no multiple of the shards.
+    DataError: from the iterator's `next`, too many images are unreadable, or a worker died.
     Whatever the source raises, from the iterator's `next`.
   """
   rows = _rows(batch_size, shard, shards)
@@ -59,8 +65,9 @@ def train_batches(
   read = getattr(source, "record_at", lambda epoch, index: source.record(index))
 
   def example(place: tuple[int, int], rng: np.random.Generator) -> Batch:
-    return _example(read(*place), lambda image: transform(image, rng),
-                    size=(transform.image_size,) * 2, bad=bad)
+    return _example(
+        read(*place), lambda image: transform(image, rng), size=(transform.image_size,) * 2
+    )
 
   order_seed, map_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
   order = grain.MapDataset.range(len(source)).shuffle(seed=int(order_seed)).repeat()
@@ -74,15 +81,15 @@ def train_batches(
   places = grain.MapDataset.range(len(order)).map(place)
   # Sharding comes after batching, so that the global order does not depend on the shards.
   dataset = (
-      places.random_map(example, seed=int(map_seed))[start:]
-      .batch(rows, drop_remainder=True)[shard::shards]
+      places.random_map(workers_lib.sendable(example), seed=int(map_seed))[start:]
+      .batch(rows, drop_remainder=True, batch_fn=_stack)[shard::shards]
   )
-  return _iterate(dataset, threads)
+  return _Batches(dataset, threads, workers, bad.watch(epoch=len(source) // shards))
 
 
 def eval_batches(
     source: Source, *, batch_size: int, shard: int, shards: int, preprocessing: Preprocessing,
-    threads: int, bad: BadRecords,
+    threads: int, bad: BadRecords, workers: int = 0,
 ) -> Iterator[Batch]:
   """Yields this shard's part of ceil(N / B) global batches, in the order of the source.
 
@@ -102,11 +109,14 @@ def eval_batches(
   def example(index: int) -> Batch:
     if index >= len(source):
       return _masked(size, label=0)
-    return _example(source.record(index), resized, size=size, bad=bad)
+    return _example(source.record(index), resized, size=size)
 
   padded = -(-len(source) // batch_size) * batch_size
-  dataset = grain.MapDataset.range(padded).map(example).batch(rows)[shard::shards]
-  return _iterate(dataset, threads)
+  dataset = (
+      grain.MapDataset.range(padded).map(workers_lib.sendable(example))
+      .batch(rows, batch_fn=_stack)[shard::shards]
+  )
+  return _Batches(dataset, threads, workers, bad.watch(epoch=len(source) // shards))
 
 
 def _rows(batch_size: int, shard: int, shards: int) -> int:
@@ -120,16 +130,17 @@ def _rows(batch_size: int, shard: int, shards: int) -> int:
 
 def _example(
     record: Record, transform: Callable[[bytes | np.ndarray], np.ndarray], *,
-    size: tuple[int, int], bad: BadRecords,
+    size: tuple[int, int],
 ) -> Batch:
+  """One row of a batch; "unreadable" is None, or (name, reason), and missing in pads."""
   try:
     image = transform(record["image"])
   except UnreadableImage as error:
-    bad.add(record["name"], error.reason)
-    return _masked(size, label=record["label"])
+    unreadable = (record["name"], error.reason)
+    return _masked(size, label=record["label"]) | {"unreadable": unreadable}
   # A label of -1 says that there is none.
   mask = np.float32(record["label"] >= 0)
-  return {"image": image, "label": np.int32(record["label"]), "mask": mask}
+  return {"image": image, "label": np.int32(record["label"]), "mask": mask, "unreadable": None}
 
 
 def _masked(size: tuple[int, int], *, label: int) -> Batch:
@@ -138,11 +149,56 @@ def _masked(size: tuple[int, int], *, label: int) -> Batch:
   return {"image": image, "label": np.int32(label), "mask": np.float32(0)}
 
 
-def _iterate(dataset: grain.MapDataset, threads: int) -> Iterator[Batch]:
-  """Yields the elements; whatever a thread raises is raised here."""
-  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-  iterator = iter(dataset.to_iter_dataset(options))
-  try:
-    yield from iterator
-  finally:
-    iterator.close()
+def _stack(examples: Sequence[Batch]) -> Batch:
+  """Rows to a batch; "seen" is the JSON of [how many are no pads, which are unreadable], uint8.
+
+  An array, because processes share arrays, and send all else through a pipe: messages that are
+  short enough arrive whole or not at all, even where their sender is killed.
+  """
+  batch = {key: np.stack([row[key] for row in examples]) for key in ("image", "label", "mask")}
+  seen = [row["unreadable"] for row in examples if "unreadable" in row]
+  text = json.dumps([len(seen), [unreadable for unreadable in seen if unreadable]])
+  batch["seen"] = np.frombuffer(text.encode(), np.uint8)
+  return batch
+
+
+class _Batches:
+  """Iterates over a data set of batches; what is unreadable is counted as it comes by."""
+
+  def __init__(
+      self, dataset: grain.MapDataset, threads: int, workers: int, watch: Watch
+  ):
+    """Starts threads or processes with the first batch.
+
+    Args:
+      dataset: of what `_stack` makes.
+    """
+    self._watch, self._failure = watch, None
+    workers = min(workers, len(dataset))
+    if workers:
+      self._iterator = workers_lib.iterate(dataset, workers)
+    else:
+      options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+      self._iterator = iter(dataset.to_iter_dataset(options))
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> Batch:
+    if self._failure is not None:
+      raise self._failure
+    try:
+      batch = next(self._iterator)
+      self._watch.add(*json.loads(batch.pop("seen").tobytes()))
+      return batch
+    except (Exception, KeyboardInterrupt) as failure:
+      # Also StopIteration.  What has failed is not tried again: the next batch would be another.
+      self._failure = failure
+      self.close()
+      raise
+
+  def close(self) -> None:
+    """Ends threads and processes."""
+    if self._failure is None:
+      self._failure = StopIteration()
+    self._iterator.close()

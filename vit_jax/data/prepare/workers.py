@@ -3,11 +3,9 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from typing import Callable, Iterator, Sequence
 
+from vit_jax.data.lifeline import die_with_parent
 from vit_jax.errors import DataError
 
 
@@ -19,7 +17,7 @@ class Workers:
     if count > 1:
       # Spawned, because a fork would inherit threads of the libraries loaded here.
       self._pool = concurrent.futures.ProcessPoolExecutor(
-          count, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
+          count, mp_context=multiprocessing.get_context("spawn"), initializer=die_with_parent
       )
 
   def __enter__(self):
@@ -61,14 +59,3 @@ def _dead_worker():
         "a worker of prepare was killed, perhaps for want of memory: repeat the same command, "
         "with fewer --workers if it happens again; finished shards are kept"
     ) from error
-
-
-def _die_with_parent() -> None:
-  """Ends this process when its parent has ended, even by SIGKILL."""
-  parent = multiprocessing.parent_process()
-
-  def watch():
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
