@@ -20,7 +20,7 @@ HOST = {
     "crop_filter": "bicubic", "antialias": "True", "flip": "False",
     "rand_augment": "rand-m9-mstd0.5-inc1", "three_augment": "True", "color_jitter": "0.3",
     "random_erasing": "0.25", "random_erasing_mode": "const", "mean": "(0.1, 0.2, 0.3)",
-    "std": "(0.2, 0.3, 0.4)", "exif_orientation": "False",
+    "std": "(0.2, 0.3, 0.4)", "exif_orientation": "False", "scaled_decoding": "True",
 }
 
 

@@ -174,6 +174,9 @@ FIELDS = {
     "input.antialias": Field(
         False, RECIPE, "average where a random_resized crop is made smaller; others always are"
     ),
+    "input.scaled_decoding": Field(
+        False, RECIPE, "decode JPEGs at 1/2, 1/4 or 1/8 where the crop stays as large as the model's"
+    ),
     "input.flip": Field(True, RECIPE, "mirror every second training image"),
     "input.rand_augment": Field(
         None, RECIPE, 'LAYERS,MAGNITUDE as "2,15", or timm\'s "rand-m9-mstd0.5-inc1"; None: off', str

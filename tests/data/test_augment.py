@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 
 from vit_jax.data.augment import CROPS, TrainTransform
-from vit_jax.data.crops import pad_crop, random_resized_crop, sample_box
+from vit_jax.data.crops import pad_crop, sample_box
 from vit_jax.data.decode import UnreadableImage
 from vit_jax.errors import ConfigError
 
@@ -82,9 +82,8 @@ def test_crop_is_resized_box():
   image = np.repeat(np.random.default_rng(3).random((60, 60, 3)), 4, axis=0).repeat(4, axis=1)
   image = (image * 255).astype(np.uint8)
   top, left, height, width = sample_box(240, 240, min_area=0.2, rng=generator(5))
-  out = random_resized_crop(
-      image, size=2 * max(height, width), min_area=0.2, rng=generator(5)
-  )
+  transform = TrainTransform(image_size=2 * max(height, width), crop_min_area=0.2, flip=False)
+  out = transform(image, generator(5))
   # Pillow's filter equals OpenCV's where nothing is made smaller.
   box = Image.fromarray(image[top : top + height, left : left + width])
   expected = np.asarray(box.resize(out.shape[:2], Image.Resampling.BILINEAR), int)

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 import pytest
 
 from vit_jax.data import decode as decode_module
-from vit_jax.data.decode import UnreadableImage, decode
+from vit_jax.data import turbojpeg
+from vit_jax.data.decode import UnreadableImage, decode, decode_part
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet_sample_250.zip"
 
@@ -196,3 +197,113 @@ def test_imagenet_sample_equals_pillow():
     for name in names:
       data = archive.read(name)
       np.testing.assert_array_equal(decode(data, exif_orientation=True), pillow(data), name)
+
+
+def boxes(height, width, count, seed=0):
+  """Random boxes, some of which touch the borders."""
+  rng = np.random.default_rng(seed)
+  for _ in range(count):
+    top, left = (int(rng.integers(0, side)) * int(rng.integers(2)) for side in (height, width))
+    yield top, left, int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1))
+
+
+@pytest.mark.skipif(turbojpeg._library() is None, reason="no libturbojpeg 3 for this machine")
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "gray"])
+def test_parts_equal_the_whole(subsampling, progressive):
+  image = picture().convert("L") if subsampling == "gray" else picture()
+  options = {} if subsampling == "gray" else {"subsampling": subsampling}
+  data = encoded(image, "JPEG", progressive=progressive, **options)
+  whole = pillow(data)
+  for top, left, height, width in boxes(*whole.shape[:2], count=60):
+    part = turbojpeg.decode_part(data, (top, left, height, width), size=whole.shape[:2])
+    np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_part_of_a_turned_photo(monkeypatch, orientation, library):
+  if not library:
+    monkeypatch.setattr(turbojpeg, "_library", lambda: None)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  data = encoded(picture(), "JPEG", exif=exif)
+  whole = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+  for box in boxes(*whole.shape[:2], count=10, seed=orientation):
+    asked = []
+    part = decode_part(data, lambda *size: asked.append(size) or box, exif_orientation=True)
+    assert asked == [whole.shape[:2]]
+    top, left, height, width = box
+    np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("at_least, reduction", [(12, 8), (13, 4), (24, 4), (25, 2), (49, 1)])
+def test_large_photos_are_decoded_at_a_fraction(monkeypatch, orientation, at_least, reduction):
+  """Judged by Pillow's draft mode, whose fractions are libjpeg's, and by averages of pixels."""
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  photo = picture(161, 203)
+  data = encoded(photo, "JPEG", exif=exif, subsampling=0, quality=95)
+  box = (16, 40, 96, 104) if orientation == 1 else (40, 16, 104, 96)
+  with Image.open(io.BytesIO(data)) as image:
+    image.draft("RGB", (203 // reduction, 161 // reduction))
+    assert image.size == (-(-203 // reduction), -(-161 // reduction))
+    draft = np.asarray(ImageOps.exif_transpose(image))
+  top, left, height, width = (x // reduction for x in box)
+  draft = draft[top : top + height, left : left + width]
+  for library in (turbojpeg._library, lambda: None):
+    monkeypatch.setattr(turbojpeg, "_library", library)
+    part = decode_part(data, lambda *_: box, exif_orientation=True, at_least=at_least)
+    np.testing.assert_array_equal(part, draft)
+  if orientation == 1:  # else the blocks that are averaged begin at another border
+    blocks = np.asarray(photo).astype(int)[16:112, 40:144]
+    blocks = blocks.reshape(height, reduction, width, reduction, 3).mean((1, 3))
+    assert np.abs(part - blocks).mean() < 3
+
+
+def judgements(data: bytes, box):
+  """Pixels of a box, or why there are none, with libturbojpeg and without."""
+  for library in (turbojpeg._library, lambda: None):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(turbojpeg, "_library", library)
+      try:
+        yield decode_part(data, lambda *_: box, exif_orientation=True)
+      except UnreadableImage as error:
+        yield error.reason
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_cut_file_is_unreadable_wherever_the_crop_lies(progressive):
+  data = encoded(picture(), "JPEG", progressive=progressive)
+  for at in np.random.default_rng(0).integers(2, len(data), 60):
+    ours, whole = judgements(data[:at], (0, 0, 20, 30))
+    assert isinstance(ours, str) and ours == whole
+
+
+@pytest.mark.parametrize("length", [1, 2, 30])
+def test_damage_before_the_end_of_the_crop_is_judged_as_in_the_whole(length):
+  data, rng, unreadable = encoded(picture(), "JPEG"), np.random.default_rng(length), 0
+  for at in rng.integers(2, len(data) - 32, 150):
+    broken = data[:at] + rng.bytes(length) + data[at + length :]
+    ours, whole = judgements(broken, (60, 40, 37, 50))  # down to the last row
+    np.testing.assert_array_equal(ours, whole)
+    unreadable += isinstance(ours, str)
+  assert 0 < unreadable < 150
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE.name} is not at hand")
+@pytest.mark.skipif(turbojpeg._library() is None, reason="no libturbojpeg 3 for this machine")
+def test_parts_of_the_imagenet_sample():
+  with zipfile.ZipFile(SAMPLE) as archive:
+    files = [archive.read(n) for n in archive.namelist() if n.endswith("JPEG")][1::5]
+  decoded = 0
+  for seed, data in enumerate(files):
+    whole = pillow(data)
+    for box in boxes(*whole.shape[:2], count=3, seed=seed):
+      top, left, height, width = box
+      part = turbojpeg.decode_part(data, box, size=whole.shape[:2])
+      decoded += part is not None
+      if part is not None:
+        np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+  assert decoded >= 3 * len(files) - 6

@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.data import crops, erasing
 from vit_jax.data.color_jitter import color_jitter, three_augment
-from vit_jax.data.decode import decode
+from vit_jax.data.decode import decode_part
 from vit_jax.data.preprocess import resize
 from vit_jax.data.rand_augment import RandAugment, parse
 from vit_jax.errors import ConfigError
@@ -47,6 +47,9 @@ class TrainTransform:
     random_erasing_mode: "pixel" for noise, "const" for the mean colour.
     mean, std: three floats each, of pixels in 0..1, as the device normalises.
     exif_orientation: turn photos as their EXIF data says.
+    scaled_decoding: decode large JPEGs at 1/2, 1/4 or 1/8 of their sides, the smallest that leaves
+      the crop no smaller than S before it is resized: a 12-megapixel photo then costs a fraction,
+      and its pixels are averages.
 
   Raises:
     ConfigError: from the constructor, a wrong value or combination.
@@ -68,6 +71,7 @@ class TrainTransform:
   mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
   std: tuple[float, float, float] = (0.5, 0.5, 0.5)
   exif_orientation: bool = True
+  scaled_decoding: bool = False
 
   def __post_init__(self):
     if self.image_size < 1:
@@ -129,8 +133,6 @@ class TrainTransform:
     Raises:
       UnreadableImage: the content cannot be decoded.
     """
-    if isinstance(image, bytes):
-      image = decode(image, exif_orientation=self.exif_orientation)
     image = self._cropped(image, rng)
     if self.flip and rng.random() < 0.5:
       image = image[:, ::-1]
@@ -152,28 +154,40 @@ class TrainTransform:
       )
     return image
 
-  def _cropped(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 `[H, W, 3]` to `[S, S, 3]`."""
+  def _cropped(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 `[H, W, 3]`, or an image file's content, to `[S, S, 3]`."""
     size, kind = self.image_size, self.crop
     crop_filter = self.crop_filter
     if crop_filter == "random":
       crop_filter = ("bilinear", "bicubic")[rng.integers(2)]
     if kind == "random_resized":
-      return crops.random_resized_crop(
-          image, size=size, min_area=self.crop_min_area, rng=rng, crop_filter=crop_filter,
-          antialias=self.antialias,
-      )
+      sample = functools.partial(crops.sample_box, min_area=self.crop_min_area, rng=rng)
+      box = self._part(image, sample, at_least=size)
+      return crops.resize_box(box, size, crop_filter=crop_filter, antialias=self.antialias)
+    short = size if kind in ("simple", "pad", "none") else self._short_side
+    image = self._part(image, lambda height, width: (0, 0, height, width), at_least=short)
     if kind == "simple":
       return crops.simple_crop(image, size=size, rng=rng, crop_filter=crop_filter)
-    short = self.crop_short_side or round(size * 8 / 7)
     if kind in ("random", "center"):
       image = crops.resize_short_side(image, short, crop_filter=crop_filter)
-    elif kind == "squash_random":
-      image = resize(image, short, short, interpolation=crop_filter)
     else:
-      image = resize(image, size, size, interpolation=crop_filter)
+      image = resize(image, short, short, interpolation=crop_filter)
     if kind == "pad":
       return crops.pad_crop(image, padding=self.crop_padding, rng=rng)
     if kind == "center":
       return crops.centre_window(image, size=size)
     return image if kind == "none" else crops.random_window(image, size=size, rng=rng)
+
+  @property
+  def _short_side(self) -> int:
+    return self.crop_short_side or round(self.image_size * 8 / 7)
+
+  def _part(self, image: bytes | np.ndarray, choose, *, at_least: int) -> np.ndarray:
+    """The box that `choose` picks when told height and width; see `decode_part`."""
+    if isinstance(image, bytes):
+      return decode_part(
+          image, choose, exif_orientation=self.exif_orientation,
+          at_least=at_least if self.scaled_decoding else None,
+      )
+    top, left, height, width = choose(*image.shape[:2])
+    return image[top : top + height, left : left + width]

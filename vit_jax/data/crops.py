@@ -16,21 +16,17 @@ _ANTIALIASED = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampli
 _LONGEST_STRIP = 16
 
 
-def random_resized_crop(
-    image: np.ndarray, *, size: int, min_area: float, rng: np.random.Generator,
-    crop_filter: str = "bilinear", antialias: bool = False,
+def resize_box(
+    box: np.ndarray, size: int, *, crop_filter: str = "bilinear", antialias: bool = False
 ) -> np.ndarray:
-  """Resizes a random box of uint8 `[H, W, 3]` to `[size, size, 3]` (Inception's, 1409.4842).
+  """Resizes uint8 `[H, W, 3]`, cut out of an image, to `[size, size, 3]`.
 
   Args:
-    min_area: see `sample_box`.
     crop_filter: "bilinear" or "bicubic".
     antialias: Pillow's filter, which averages where it makes smaller, as timm and torchvision
       train; else OpenCV's at fixed width, as big_vision does: one core then keeps up with
       TensorFlow's decode-and-crop, where Pillow reaches two thirds of that.
   """
-  top, left, height, width = sample_box(*image.shape[:2], min_area=min_area, rng=rng)
-  box = image[top : top + height, left : left + width]
   if not antialias:
     return cv2.resize(box, (size, size), interpolation=_FAST[crop_filter])
   return np.asarray(Image.fromarray(box).resize((size, size), _ANTIALIASED[crop_filter]))

@@ -1,11 +1,14 @@
 """Encoded images to RGB pixels."""
 
 import io
+from typing import Callable
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from vit_jax.data import turbojpeg
+from vit_jax.data.turbojpeg import Box
 from vit_jax.errors import DataError
 
 # Parallelism is the pipeline's: OpenCV's own threads would only compete with it.
@@ -17,14 +20,16 @@ MAX_PIXELS = 178_956_970
 
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.transpose(1, 0, 2),
-    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
-    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda x: x.transpose(1, 0, 2)[::-1],
+# What makes an image upright: exchange rows and columns, then mirror rows, mirror columns.
+_TURNS = {
+    2: (False, False, True), 3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True), 7: (True, True, True),
+    8: (True, True, False),
+}
+# These are bits of their own: the colour is said beside them.
+_REDUCED = {
+    1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
 
@@ -56,13 +61,37 @@ def decode(data: bytes, *, exif_orientation: bool) -> np.ndarray:
   Raises:
     UnreadableImage: empty, corrupt, truncated, of unknown format, or above `MAX_PIXELS`.
   """
+  return decode_part(data, lambda *size: (0, 0, *size), exif_orientation=exif_orientation)
+
+
+def decode_part(
+    data: bytes, choose: Callable[[int, int], Box], *, exif_orientation: bool,
+    at_least: int | None = None,
+) -> np.ndarray:
+  """Decodes a box of an image file, at the pixels that `decode` gives it.
+
+  Args:
+    data: the file's content.
+    choose: gives (top, left, height, width) of the box when told height and width of the
+      upright image; called once, or not at all where the file is unreadable.
+    exif_orientation: turn the image as its EXIF data says.
+    at_least: decode JPEGs at 1/8, 1/4 or 1/2 of their sides where those of the box are then no
+      shorter than this; None for the full size.
+
+  Returns:
+    uint8 `[height, width, 3]`, or that fraction of it.
+
+  Raises:
+    UnreadableImage: as `decode`.
+  """
   if not data:
     raise UnreadableImage("the file is empty")
   try:
     with Image.open(io.BytesIO(data)) as image:
       if data.startswith(_JPEG_START) and image.mode in ("RGB", "L"):
-        return _decode_jpeg(data, image, exif_orientation)
-      return to_rgb(image, exif_orientation=exif_orientation)
+        return _jpeg_part(data, image, choose, exif_orientation, at_least)
+      pixels = to_rgb(image, exif_orientation=exif_orientation)
+      return _cut(pixels, choose(*pixels.shape[:2]))
   except (UnreadableImage, MemoryError):
     raise
   except Image.UnidentifiedImageError as error:
@@ -91,16 +120,54 @@ def to_rgb(image: Image.Image, *, exif_orientation: bool) -> np.ndarray:
   return np.array(image.convert("RGB"))
 
 
-def _decode_jpeg(data: bytes, header: Image.Image, exif_orientation: bool) -> np.ndarray:
-  """By OpenCV, which is faster and gives the same pixels; `header` is Pillow's unread image."""
+def _jpeg_part(
+    data: bytes, header: Image.Image, choose, exif_orientation: bool, at_least: int | None
+) -> np.ndarray:
+  """By libjpeg-turbo, or else OpenCV, which give Pillow's pixels; `header` is its unread image."""
   _check_size(header)
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  orientation = header.getexif().get(_ORIENTATION) if exif_orientation else None
+  turn = _TURNS.get(orientation, (False, False, False))
+  size = header.size if turn[0] else header.size[::-1]
+  full = choose(*size)
+  reduction = next(
+      (r for r in turbojpeg.REDUCTIONS if at_least and min(full[2:]) >= r * at_least), 1
+  )
+  box = tuple(x // reduction for x in full)
+  size = tuple(-(-x // reduction) for x in size)
+  stored, stored_size = _stored(box, size, turn)
+  pixels = turbojpeg.decode_part(data, stored, size=stored_size, reduction=reduction)
+  if pixels is not None:
+    return _turned(pixels, turn)
+  flags = _REDUCED[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   if pixels is None:  # Pillow says what is wrong, or knows better
-    return to_rgb(header, exif_orientation=exif_orientation)
-  orientation = header.getexif().get(_ORIENTATION) if exif_orientation else None
-  turn = _UPRIGHT.get(orientation)
-  return np.ascontiguousarray(turn(pixels)) if turn else pixels
+    return _cut(to_rgb(header, exif_orientation=exif_orientation), full)
+  return _cut(_turned(pixels, turn), box)
+
+
+def _stored(box: Box, size: tuple[int, int], turn) -> tuple[Box, tuple[int, int]]:
+  """Box and size of an upright image to those of the image as it is stored."""
+  (top, left, height, width), (rows, columns) = box, size
+  exchange, mirror_rows, mirror_columns = turn
+  top = rows - top - height if mirror_rows else top
+  left = columns - left - width if mirror_columns else left
+  if exchange:
+    return (left, top, width, height), (columns, rows)
+  return (top, left, height, width), size
+
+
+def _turned(pixels: np.ndarray, turn) -> np.ndarray:
+  """An image as it is stored to the upright one."""
+  exchange, mirror_rows, mirror_columns = turn
+  pixels = pixels.transpose(1, 0, 2) if exchange else pixels
+  pixels = pixels[::-1] if mirror_rows else pixels
+  return np.ascontiguousarray(pixels[:, ::-1] if mirror_columns else pixels)
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+  """The box (top, left, height, width) of `[H, W, 3]`."""
+  top, left, height, width = box
+  return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 
 def _check_size(image: Image.Image) -> None:
