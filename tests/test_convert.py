@@ -4,38 +4,22 @@ import json
 
 import numpy as np
 import pytest
+from small_models import MODEL, PREPROCESSING, write
 
 from vit_jax import config as config_lib
 from vit_jax.cli import main
 from vit_jax.convert import parse_bytes, parse_image_size
 from vit_jax.errors import ConfigError
 from vit_jax.interop import orbax_directory
-from vit_jax.interop.tensor_table import put
 from vit_jax.loading import load
-from vit_jax.models.vit import DEFAULTS, param_shapes
 from vit_jax.train import train
-
-MODEL = DEFAULTS | {
-    "width": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4, "patch_size": 8, "image_size": 32,
-    "num_classes": 5,
-}
-PREPROCESSING = {
-    "image_size": 32, "resize": "squash", "short_side": None, "interpolation": "bicubic",
-    "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "exif_orientation": True,
-}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
   """A random model in a directory of its own."""
-  rng, params = np.random.default_rng(0), {}
-  for path, shape in param_shapes(MODEL).items():
-    put(params, path, 0.2 * rng.standard_normal(shape, np.float32))
   directory = tmp_path_factory.mktemp("convert") / "source"
-  directory.mkdir()
-  orbax_directory.write(
-      directory, model=MODEL, params=params, preprocessing=PREPROCESSING, labels=list("vwxyz")
-  )
+  write(orbax_directory, directory, MODEL, preprocessing=PREPROCESSING, labels=list("vwxyz"))
   return directory
 
 

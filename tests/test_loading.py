@@ -7,47 +7,28 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+import small_models
+from small_models import LABELS, PREPROCESSING, random_params, write
 
 import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import orbax_directory
 from vit_jax.loading import load
 from vit_jax.models.positions import resize_position_embedding
-from vit_jax.models.vit import DEFAULTS, ViT, param_shapes
+from vit_jax.models.vit import ViT
 
-MODEL = DEFAULTS | {
-    "width": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4, "patch_size": 8, "image_size": 32,
-    "num_classes": 5, "layer_norm_epsilon": 1e-6, "position_interpolation": "bilinear",
-}
-PREPROCESSING = {
-    "image_size": 32, "resize": "center", "short_side": 36, "interpolation": "bicubic",
-    "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "exif_orientation": False,
-}
-LABELS = ("ant", "bee", "cat", "dog", "eel")
-
-
-def draw(model):
-  rng, params = np.random.default_rng(0), {}
-  for path, shape in param_shapes(model).items():
-    node = params
-    for key in path[:-1]:
-      node = node.setdefault(key, {})
-    node[path[-1]] = rng.standard_normal(shape, np.float32) * np.float32(0.2)
-  return params
+MODEL = small_models.MODEL | {"position_interpolation": "bilinear"}
 
 
 @pytest.fixture(scope="module")
 def params():
-  return draw(MODEL)
+  return random_params(MODEL)
 
 
 @pytest.fixture(scope="module")
 def directory(params, tmp_path_factory):
   place = tmp_path_factory.mktemp("load") / "export"
-  place.mkdir()
-  orbax_directory.write(
-      place, model=MODEL, params=params, preprocessing=PREPROCESSING, labels=LABELS
-  )
+  write(orbax_directory, place, MODEL, params=params, preprocessing=PREPROCESSING, labels=LABELS)
   return place
 
 
@@ -115,7 +96,7 @@ def test_what_cannot_be_is_refused(directory, tmp_path):
   with pytest.raises(CheckpointError, match="is not a run of vit_jax, so it has no step 'best'"):
     load(f"{directory}@best")
   (tmp_path / "weights.h5").write_bytes(b"x")
-  with pytest.raises(CheckpointError, match=r"weights.h5 is not a checkpoint that can be read.*npz"):
+  with pytest.raises(CheckpointError, match="weights.h5 is not a checkpoint that can be .*npz"):
     load(tmp_path / "weights.h5")
   (tmp_path / "empty").mkdir()
   with pytest.raises(CheckpointError, match="is neither a run of vit_jax .* nor a directory"):
@@ -136,9 +117,8 @@ def test_a_flipped_bit_is_found(directory, tmp_path):
 
 def test_the_size_that_is_asked_for_is_preprocessed_to(params, tmp_path):
   """DINOv2 is published so: positions of 518 pixels, a processor of 224."""
-  (tmp_path / "small").mkdir()
-  orbax_directory.write(
-      tmp_path / "small", model=MODEL, params=params, labels=None,
+  write(
+      orbax_directory, tmp_path / "small", MODEL, params=params,
       preprocessing=PREPROCESSING | {"image_size": 16, "short_side": 18},
   )
   checkpoint = load(tmp_path / "small")

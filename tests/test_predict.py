@@ -3,20 +3,10 @@
 import numpy as np
 from PIL import Image
 import pytest
+from small_models import MODEL, PREPROCESSING, write
 
 from vit_jax.cli import main
 from vit_jax.interop import orbax_directory
-from vit_jax.interop.tensor_table import put
-from vit_jax.models.vit import DEFAULTS, param_shapes
-
-MODEL = DEFAULTS | {
-    "width": 32, "depth": 2, "mlp_dim": 48, "num_heads": 4, "patch_size": 8, "image_size": 32,
-    "num_classes": 5,
-}
-PREPROCESSING = {
-    "image_size": 32, "resize": "squash", "short_side": None, "interpolation": "bicubic",
-    "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "exif_orientation": True,
-}
 
 
 @pytest.fixture
@@ -29,14 +19,11 @@ def predict(tmp_path, capsys, monkeypatch):
   (tmp_path / "broken.png").write_bytes(b"no picture")
 
   def run(*arguments, **changes):
-    model, params = MODEL | changes, {}
-    for path, shape in param_shapes(model).items():
-      put(params, path, 0.2 * rng.standard_normal(shape, np.float32))
-    directory = tmp_path / "model"
-    if not directory.exists():
-      directory.mkdir()
-      orbax_directory.write(
-          directory, model=model, params=params, preprocessing=PREPROCESSING,
+    model = MODEL | changes
+    if not (tmp_path / "model").exists():
+      write(
+          orbax_directory, tmp_path / "model", model,
+          preprocessing=PREPROCESSING | {"resize": "squash", "short_side": None},
           labels=list("vwxyz")[: model["num_classes"]] or None,
       )
     with pytest.raises(SystemExit) as left:

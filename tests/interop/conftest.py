@@ -1,36 +1,22 @@
-"""A ViT small enough to convert many times, with weights so large that every setting shows."""
+"""Small models and their exports to Hugging Face directories, as fixtures."""
 
 import json
 
 import numpy as np
 import pytest
+import small_models
 
-from vit_jax.interop.huggingface import write
-from vit_jax.interop.tensor_table import put
-from vit_jax.models.vit import DEFAULTS, param_shapes
+from vit_jax.interop import huggingface
 
-MODEL = DEFAULTS | {
-    "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 4, "image_size": 16,
-    "num_classes": 5, "gelu": "tanh", "layer_norm_epsilon": 1e-6,
-}
 PREPROCESSING = {
     "image_size": 16, "resize": "squash", "short_side": None, "interpolation": "bilinear",
     "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 0.2], "exif_orientation": True,
 }
 
 
-def _random_params(model):
-  """Every parameter from a normal distribution of deviation 0.2, norms and biases too."""
-  rng = np.random.default_rng(0)
-  params = {}
-  for path, shape in param_shapes(model).items():
-    put(params, path, rng.standard_normal(shape, np.float32) * np.float32(0.2))
-  return params
-
-
 @pytest.fixture
 def model():
-  return dict(MODEL)
+  return dict(small_models.SMALLER)
 
 
 @pytest.fixture
@@ -40,12 +26,12 @@ def preprocessing():
 
 @pytest.fixture
 def random_params():
-  return _random_params
+  return small_models.random_params
 
 
 @pytest.fixture
 def params(model):
-  return _random_params(model)
+  return small_models.random_params(model)
 
 
 @pytest.fixture
@@ -53,10 +39,8 @@ def export(tmp_path, preprocessing):
   """Writes a model into a directory of the test, random parameters unless some are given."""
 
   def export(model, name="export", **options):
-    options = {"preprocessing": preprocessing, "labels": None} | options
-    params = options.pop("params", None) or _random_params(model)
-    (tmp_path / name).mkdir()
-    write(tmp_path / name, model=model, params=params, **options)
+    options = {"preprocessing": preprocessing} | options
+    small_models.write(huggingface, tmp_path / name, model, **options)
     return tmp_path / name
 
   return export

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vit_jax.errors import CheckpointError
-from vit_jax.interop.tensor_files import open_tensors, write_shards, write_tensors
+from vit_jax.interop.safetensors_writer import write_shards, write_tensors
+from vit_jax.interop.tensor_files import open_tensors
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from small_models import SMALLER, random_params, write
 
 from vit_jax.interop import huggingface
-from vit_jax.interop.tensor_table import put
 from vit_jax.models.streamed import streamed_forward
-from vit_jax.models.vit import DEFAULTS, ViT, param_shapes
+from vit_jax.models.vit import ViT
 
 BESIDE = pathlib.Path(sys.prefix) / "transformers4"
 pytestmark = [
@@ -25,10 +25,6 @@ pytestmark = [
         not BESIDE.is_dir(), reason=f"{BESIDE} is not there: launch/test.sh --all makes it"
     ),
 ]
-BASE = {
-    "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 4, "image_size": 16,
-    "num_classes": 5, "gelu": "tanh", "layer_norm_epsilon": 1e-6,
-}
 WRITTEN = {
     "ViTForImageClassification": {},
     "ViTForMaskedImageModeling": {
@@ -62,13 +58,6 @@ MADE = {name: CONFIG for name in WRITTEN if not name.startswith("Dinov2")} | {
 }
 
 
-def draw(model):
-  rng, params = np.random.default_rng(1), {}
-  for path, shape in param_shapes(model).items():
-    put(params, path, 0.2 * rng.standard_normal(shape, np.float32))
-  return params
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
   """A directory in which transformers 4.57 has made and judged everything."""
@@ -79,12 +68,7 @@ def work(tmp_path_factory):
   tasks = []
   for name, changes in WRITTEN.items():
     directory = root / f"written-{name}"
-    directory.mkdir()
-    model = DEFAULTS | BASE | changes
-    huggingface.write(
-        directory, model=model, params=draw(model), preprocessing=None, labels=None,
-        architecture=name,
-    )
+    write(huggingface, directory, SMALLER | changes, architecture=name)
     tasks.append({"directory": str(directory)})
   for name, config in MADE.items():
     tasks.append({"directory": str(root / f"made-{name}"), "make": name, "config": config})
@@ -112,10 +96,10 @@ def close(got, wanted):
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_we_write_it_loads_and_computes(name, work):
-  model = DEFAULTS | BASE | WRITTEN[name]
+  model = SMALLER | WRITTEN[name]
   images, mask = images_of(work)
   mask = np.tile(mask, (len(images), 1)) if model["pixel_decoder"] else None
-  ours = streamed_forward(model, draw(model), images, mask)
+  ours = streamed_forward(model, random_params(model), images, mask)
   with np.load(work / f"written-{name}.npz") as theirs:
     assert {"tokens", "outputs"} <= set(theirs.files)
     for what in theirs.files:

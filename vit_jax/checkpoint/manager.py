@@ -262,9 +262,9 @@ class Checkpoints:
       CheckpointError: a file is not as it was written.
     """
     meta = self._verified(step)
-    if not self.has_ema(step):
+    stored = self._stored_trees(step)["training"].get("ema")
+    if not stored:
       return None, meta
-    stored = self._stored_trees(step)["training"]["ema"]
     wanted = ocp.args.PyTreeRestore(
         item={"ema": stored}, restore_args={"ema": _as_numpy(stored)}, partial_restore=True
     )

@@ -4,22 +4,17 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.errors import ConfigError
 from vit_jax.interop import npz_files
-from vit_jax.interop.imported import Imported
-from vit_jax.interop.safetensors_writer import DTYPES
+from vit_jax.interop.npz_files import read
+from vit_jax.interop.safetensors_writer import check_dtype
 from vit_jax.models.vit import DEFAULTS
+
+__all__ = ("choose", "fit", "judge", "read", "write")
 
 FORMAT = "big-vision-npz"
 # The model_name there: pool_type "tok", "gap", "map" or "none".
-ARCHITECTURES = ("vit",)
+ARCHITECTURE = "vit"
 _PREFIX = "params/"
-
-
-def read(path, *, streamed: bool = False) -> Imported:
-  """Reads a directory that `write` made, or any .npz of Google's, whole: see `npz_files.read`."""
-  del streamed
-  return npz_files.read(path)
 
 
 def choose(model: Mapping, architecture: str | None) -> str:
@@ -33,7 +28,7 @@ def choose(model: Mapping, architecture: str | None) -> str:
   unpooled = (model["class_token"] and model["pooling"] == "none",
               "big_vision has a class token only to pool it; --to=google-npz has it unpooled")
   return npz_files.choose(
-      model, architecture, known=ARCHITECTURES[0], target=FORMAT, extra=(unpooled,)
+      model, architecture, known=ARCHITECTURE, target=FORMAT, limit=unpooled
   )
 
 
@@ -69,8 +64,7 @@ def write(
 
   Returns, Raises: as `google_npz.write`.
   """
-  if dtype not in DTYPES:
-    raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
+  check_dtype(dtype)
   architecture = choose(model, architecture)
   return npz_files.write(
       directory, model=model, params=params, fitted=fit(model, params, architecture),

@@ -1,11 +1,14 @@
 """A directory of exported files that appears complete or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 from pathlib import Path
 import shutil
-from typing import Iterator
+from typing import Iterator, Mapping
 
+import vit_jax
 from vit_jax.errors import CheckpointError
 from vit_jax.interop.tensor_files import read_json
 from vit_jax.interop.tensor_table import first_ten
@@ -47,6 +50,20 @@ def new_export(directory) -> Iterator[Path]:
     ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_report(directory: Path, report: Mapping) -> dict:
+  """Writes the report on an export, whose proof is still to come, and returns what it wrote."""
+  report = {**report, "vit_jax": vit_jax.__version__, "verification": None}
+  write_json(directory / MARK, report)
+  return report
+
+
+def write_json(path: Path, content: Mapping) -> str:
+  """Writes a JSON file that people can read; gives its sha256 in hexadecimal."""
+  data = (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+  path.write_bytes(data)
+  return hashlib.sha256(data).hexdigest()
 
 
 def _replaced(target: Path) -> Path:

@@ -10,19 +10,15 @@ import numpy as np
 
 from vit_jax.errors import ConfigError
 from vit_jax.interop import npz_files
-from vit_jax.interop.imported import Imported
+from vit_jax.interop.npz_files import read
 from vit_jax.interop.npz_keys import original
 from vit_jax.models.vit import DEFAULTS
 
+__all__ = ("choose", "fit", "judge", "read", "write")
+
 FORMAT = "google-npz"
 # The class of `vit_jax/models_vit.py` there: classifier "token", "gap" or unpooled.
-ARCHITECTURES = ("VisionTransformer",)
-
-
-def read(path, *, streamed: bool = False) -> Imported:
-  """Reads a directory that `write` made, or any .npz of Google's, whole: see `npz_files.read`."""
-  del streamed
-  return npz_files.read(path)
+ARCHITECTURE = "VisionTransformer"
 
 
 def choose(model: Mapping, architecture: str | None) -> str:
@@ -35,7 +31,7 @@ def choose(model: Mapping, architecture: str | None) -> str:
   model = {**DEFAULTS, **model}
   pooled = (model["pooling"] == "map", "the original code has no attention pooling")
   return npz_files.choose(
-      model, architecture, known=ARCHITECTURES[0], target=FORMAT, extra=(pooled,)
+      model, architecture, known=ARCHITECTURE, target=FORMAT, limit=pooled
   )
 
 
@@ -64,22 +60,16 @@ def write(
   """Fills a directory with model.npz, which the original code and timm load, and conversion.json.
 
   Args:
-    directory: an empty one.
-    model, params: a description and its parameters.
     preprocessing, labels: for conversion.json; None where they are not known.
     architecture: "VisionTransformer" or None.
     dtype: "float32", the only one that this code trains on.
     max_shard_bytes: an .npz is one file, so a larger one is only noted.
+    Others: as in `huggingface.write`.
 
   Returns:
-    The report that also lies in the directory as conversion.json, which says "model",
-    "preprocessing" and "labels" too.
+    As `huggingface.write`, and "model", "preprocessing" and "labels" too.
 
-  Raises:
-    ConfigError: another class or dtype.
-    CheckpointError: the format cannot hold the model, parameters that do not fit the model or are
-      not finite, wrong number of labels.
-    OSError: the disk is full or not writable.
+  Raises: as `huggingface.write`.
   """
   if dtype != "float32":
     raise ConfigError(

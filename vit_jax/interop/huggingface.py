@@ -5,24 +5,20 @@
 what was written.  A target of `targets.py`.
 """
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Mapping, Sequence
 
-import vit_jax
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError
 from vit_jax.interop import huggingface_config, huggingface_processor
-from vit_jax.interop.export_directory import MARK
+from vit_jax.interop.export_directory import write_json, write_report
 from vit_jax.interop.huggingface_classes import ARCHITECTURES
 from vit_jax.interop.huggingface_fit import choose, fit, notes as fit_notes
 from vit_jax.interop.huggingface_judge import judge
 from vit_jax.interop.huggingface_keys import canonical, ignored, tensors
 from vit_jax.interop.imported import Imported
-from vit_jax.interop.tensor_files import (
-    DTYPES, TensorSource, open_tensors, read_json, write_shards,
-)
+from vit_jax.interop.safetensors_writer import DTYPES, check_dtype, write_shards
+from vit_jax.interop.tensor_files import TensorSource, open_tensors, read_json
 from vit_jax.interop.tensor_table import check_params, leaves, read_params
 from vit_jax.models.vit import DESCRIPTION
 
@@ -150,8 +146,7 @@ def write(
     OSError: the disk is full or not writable.
   """
   directory = Path(directory)
-  if dtype not in DTYPES:
-    raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
+  check_dtype(dtype)
   architecture = choose(model, architecture)
   target = ARCHITECTURES[architecture]
   check_params(model, params)
@@ -172,17 +167,13 @@ def write(
       for tensor in tensors(model, target.model_type)
   }
 
-  hashes = {}
-  for name, content in texts.items():
-    data = _json_bytes(content)
-    (directory / name).write_bytes(data)
-    hashes[name] = hashlib.sha256(data).hexdigest()
+  hashes = {name: write_json(directory / name, content) for name, content in texts.items()}
   hashes |= write_shards(
       directory, {name: tensor.shape for name, tensor in table.items()},
       lambda name: table[name].to_disk(params), dtype=dtype, max_shard_bytes=max_shard_bytes,
   )
   parameters = sum(math.prod(tensor.shape) for tensor in table.values())
-  report = {
+  return write_report(directory, {
       "architecture": architecture,
       "dtype": dtype,
       "tensors": len(table),
@@ -190,15 +181,7 @@ def write(
       "bytes": parameters * DTYPES[dtype].itemsize,
       "files": hashes,
       "notes": notes,
-      "vit_jax": vit_jax.__version__,
-      "verification": None,
-  }
-  (directory / MARK).write_bytes(_json_bytes(report))
-  return report
-
-
-def _json_bytes(content) -> bytes:
-  return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+  })
 
 
 def _check_preprocessing(preprocessing, model, architecture: str) -> None:

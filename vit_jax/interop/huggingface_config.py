@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Mapping, NoReturn, Sequence
 
 from vit_jax.errors import CheckpointError
+from vit_jax.interop.class_labels import check_labels, placeholders
 from vit_jax.interop.huggingface_classes import (
     ARCHITECTURES, FAMILIES, READ_ONLY, REFUSED, REFUSED_FAMILIES, mlp_ratio, swiglu_width,
 )
@@ -218,11 +219,7 @@ def to_labels(config: Mapping) -> tuple[str, ...] | None:
   """The class names in order, None where they are transformers' placeholders LABEL_0, ..."""
   names = config.get("id2label") or {}
   labels = tuple(str(names[str(i)]) for i in range(len(names)))
-  return None if labels == _placeholders(len(labels)) else labels
-
-
-def _placeholders(count: int) -> tuple[str, ...]:
-  return tuple(f"LABEL_{i}" for i in range(count))
+  return None if labels == placeholders(len(labels)) else labels
 
 
 def to_config(
@@ -285,12 +282,8 @@ def to_config(
 
 
 def _classes(count: int, labels: Sequence[str] | None) -> dict:
-  labels = _placeholders(count) if labels is None else tuple(labels)
-  if len(labels) != count:
-    raise CheckpointError(
-        f"{len(labels)} labels were given for a head of {count} classes. "
-        "Give one name a class, in the order of the classes."
-    )
+  labels = placeholders(count) if labels is None else tuple(labels)
+  check_labels(labels, count)
   return {
       "id2label": {str(i): str(label) for i, label in enumerate(labels)},
       # Of several classes of one name the first keeps it: a mapping cannot hold them all.

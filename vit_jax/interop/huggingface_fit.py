@@ -29,8 +29,8 @@ def choose(model: Mapping, architecture: str | None) -> str:
   if architecture is not None and architecture not in ARCHITECTURES:
     near = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
     raise ConfigError(
-        f"no Hugging Face class {architecture!r} is written; did you mean {near}? Else choose one of "
-        f"{', '.join(ARCHITECTURES)}."
+        f"no Hugging Face class {architecture!r} is written; did you mean {near}? Else choose one "
+        f"of {', '.join(ARCHITECTURES)}."
     )
   able = [name for name, a in ARCHITECTURES.items() if not obstacles(model, a)]
   if architecture in able:

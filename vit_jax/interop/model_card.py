@@ -231,7 +231,8 @@ def _preprocessing(card: Card) -> str:
   turned = "turned upright as their EXIF data says" if how["exif_orientation"] else "never turned"
   return (
       f"RGB images, {turned}, {resized} ({how['interpolation']}, antialiased), scaled to 0..1, "
-      f"minus {_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel: so in evaluation."
+      f"minus {_numbers(how['mean'])}, divided by {_numbers(how['std'])} by channel: so in "
+      "evaluation."
   )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.interop.file_kinds import open_error
-from vit_jax.interop.safetensors_writer import round_to
+from vit_jax.interop.safetensors_writer import as_stored, round_to
 from vit_jax.interop.tensor_table import first_ten
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -119,15 +119,7 @@ def write_npz(
   """
   with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
     for name, shape in shapes.items():
-      array = round_to(values(name), dtype)
-      if array.shape != tuple(shape):
-        raise ValueError(f"{name} is {array.shape}, its table says {shape}")
-      if not np.isfinite(array).all():
-        raise CheckpointError(
-            f"{name} has values that are infinite or NaN in {dtype}, so nothing was "
-            "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
-        )
-      _put(archive, name, array)
+      _put(archive, name, as_stored(name, values(name), shape, dtype))
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

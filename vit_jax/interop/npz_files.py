@@ -5,7 +5,6 @@ here.  A directory of ours has a conversion.json that says what the arrays canno
 """
 
 import contextlib
-import json
 import math
 from pathlib import Path
 import shutil
@@ -14,10 +13,10 @@ from typing import Callable, Mapping, Sequence
 
 import numpy as np
 
-import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import timm_judge
-from vit_jax.interop.export_directory import MARK
+from vit_jax.interop.class_labels import check_labels
+from vit_jax.interop.export_directory import MARK, write_report
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.npz_archive import Npz, append_npz, find_npz, write_npz
 from vit_jax.interop.npz_keys import (
@@ -32,20 +31,21 @@ from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 WEIGHTS = "model.npz"
 
 
-def read(path) -> Imported:
+def read(path, *, streamed: bool = False) -> Imported:
   """Reads a ViT from an .npz of Google's.
 
   Args:
     path: the file, or a directory with one; a conversion.json beside it, as our exports have it,
       says what the arrays cannot.  Without one, what the original code does is assumed, and the
       report says what.
+    streamed: of no consequence: an array is read whole.
 
   Raises:
     CheckpointError: not an .npz, damaged, no ViT or a hybrid, arrays missing, unexpected or
       misshapen (listed by name).
   """
-  path = Path(path)
-  file = find_npz(path)
+  del streamed
+  file = find_npz(Path(path))
   mark = file.parent / MARK
   said = read_json(mark) if file.name == WEIGHTS and mark.is_file() else {}
   with Npz(file) as source:
@@ -199,13 +199,15 @@ def limits(model: Mapping):
   )
 
 
-def choose(model: Mapping, architecture: str | None, *, known: str, target: str, extra=()) -> str:
+def choose(
+    model: Mapping, architecture: str | None, *, known: str, target: str, limit: tuple[bool, str]
+) -> str:
   """The one class of a target.
 
   Args:
     known: its name.
     target: of `--to`.
-    extra: further limits, as `limits` gives them.
+    limit: one of the target alone, as `limits` gives them.
 
   Raises:
     ConfigError: another class was asked for.
@@ -213,7 +215,7 @@ def choose(model: Mapping, architecture: str | None, *, known: str, target: str,
   """
   if architecture not in (None, known):
     raise ConfigError(f"--to={target} has no class {architecture!r}; leave it out.")
-  problem = next((text for wrong, text in (*limits(model), *extra) if wrong), None)
+  problem = next((text for wrong, text in (*limits(model), limit) if wrong), None)
   if problem:
     raise CheckpointError(f"--to={target} cannot hold this model: {problem}.")
   return known
@@ -263,11 +265,8 @@ def write(
   check_params(model, params)
   notes = ["the mask token is left out: Google's ViT has none"] if model.get("mask_token") else []
   model, params = fitted
-  if labels is not None and len(labels) != model["num_classes"]:
-    raise CheckpointError(
-        f"{len(labels)} labels were given for a head of {model['num_classes']} classes. Give one "
-        "name a class, in the order of the classes."
-    )
+  if labels is not None:
+    check_labels(labels, model["num_classes"])
   table = {rename(tensor.name): tensor for tensor in tensors(model, scanned=False)}
   shapes = {name: tensor.shape for name, tensor in table.items()}
   parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -277,7 +276,7 @@ def write(
   digest = write_npz(
       directory / WEIGHTS, shapes, lambda name: table[name].to_disk(params), dtype=dtype
   )
-  report = {
+  return write_report(directory, {
       "format": target,
       "architecture": architecture,
       "dtype": dtype,
@@ -289,12 +288,7 @@ def write(
       "labels": None if labels is None else [str(label) for label in labels],
       "files": {WEIGHTS: digest},
       "notes": notes,
-      "vit_jax": vit_jax.__version__,
-      "verification": None,
-  }
-  text = json.dumps(report, indent=2, ensure_ascii=False)
-  (directory / MARK).write_text(text + "\n", encoding="utf-8")
-  return report
+  })
 
 
 def judge(directory, batches: Mapping, *, prefix: str) -> dict | None:

@@ -5,7 +5,6 @@
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -13,15 +12,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.interop.export_directory import MARK
+from vit_jax.interop.export_directory import MARK, write_report
 from vit_jax.interop.imported import Imported
-from vit_jax.interop.tensor_files import DTYPES, read_json, round_to
+from vit_jax.interop.safetensors_writer import DTYPES, check_dtype, check_finite, round_to
+from vit_jax.interop.tensor_files import read_json
 from vit_jax.interop.tensor_table import check_params, leaves
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
-ARCHITECTURES = ("ViT",)
+ARCHITECTURE = "ViT"
 FORMAT = "orbax"
 
 
@@ -65,9 +64,9 @@ def choose(model: Mapping, architecture: str | None) -> str:
     ConfigError: another class was asked for.
   """
   del model
-  if architecture not in (None, *ARCHITECTURES):
+  if architecture not in (None, ARCHITECTURE):
     raise ConfigError(f"--to=orbax has no classes: leave --architecture={architecture} out")
-  return ARCHITECTURES[0]
+  return ARCHITECTURE
 
 
 def fit(model: Mapping, params: Mapping, architecture: str) -> tuple[dict, dict]:
@@ -95,21 +94,16 @@ def write(
   """
   del max_shard_bytes
   directory = Path(directory)
-  if dtype not in DTYPES:
-    raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
+  check_dtype(dtype)
   architecture = choose(model, architecture)
   check_params(model, params)
   stored = jax.tree.map(lambda leaf: round_to(leaf, dtype), dict(params))
   for path, leaf in leaves(stored):
-    if not np.isfinite(leaf.astype(np.float32, copy=False)).all():
-      raise CheckpointError(
-          f"{'/'.join(path)} has values that are infinite or NaN in {dtype}, so nothing was "
-          "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
-      )
+    check_finite("/".join(path), leaf, dtype)
   with ocp.PyTreeCheckpointer() as checkpointer:
     checkpointer.save(directory / "params", stored)
   count = sum(leaf.size for _, leaf in leaves(stored))
-  report = {
+  return write_report(directory, {
       "format": FORMAT,
       "architecture": architecture,
       "dtype": dtype,
@@ -121,12 +115,7 @@ def write(
       "labels": None if labels is None else list(labels),
       "files": _hashes(directory),
       "notes": [],
-      "vit_jax": vit_jax.__version__,
-      "verification": None,
-  }
-  text = json.dumps(report, indent=2, ensure_ascii=False)
-  (directory / MARK).write_text(text + "\n", encoding="utf-8")
-  return report
+  })
 
 
 def judge(directory, batches: Mapping, patch_mask) -> None:

@@ -10,7 +10,7 @@ from typing import Callable, Iterable, Mapping
 import ml_dtypes
 import numpy as np
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -26,6 +26,12 @@ _INFINITY = {"bfloat16": 0x7F80, "float16": 0x7C00}
 _WRITE = 1 << 16
 
 
+def check_dtype(dtype: str) -> None:
+  """Raises ConfigError where `dtype` is no key of `DTYPES`."""
+  if dtype not in DTYPES:
+    raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
+
+
 def round_to(array, dtype: str) -> np.ndarray:
   """Rounds a float array of any shape to nearest-even in `dtype`, a key of `DTYPES`.
 
@@ -33,6 +39,46 @@ def round_to(array, dtype: str) -> np.ndarray:
   """
   with np.errstate(over="ignore"):
     return np.asarray(array).astype(DTYPES[dtype], copy=False)
+
+
+def check_finite(name: str, values: np.ndarray, dtype: str) -> None:
+  """Holds that all values are finite, without a second array of their size in the usual case.
+
+  Args:
+    name: for the error.
+    values: any shape, rounded to `dtype`.
+
+  Raises:
+    CheckpointError: a value is infinite or NaN.
+  """
+  if dtype == "float32":
+    flat = values.reshape(-1)
+    # A sum of squares is finite only where every value is; it overflows for huge ones alone.
+    with np.errstate(over="ignore", invalid="ignore"):
+      finite = np.isfinite(np.dot(flat, flat)) or np.isfinite(flat).all()
+  else:
+    infinity = _INFINITY[dtype]
+    finite = ((values.view(np.uint16) & infinity) != infinity).all()
+  if not finite:
+    raise CheckpointError(
+        f"{name} has values that are infinite or NaN in {dtype}, so nothing was "
+        "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
+    )
+
+
+def as_stored(name: str, array, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+  """The values of a float array as a file holds them: rounded to `dtype`, in C order.
+
+  Raises:
+    ValueError: it is not of `shape`, which the file's table says.
+    CheckpointError: a value is not finite, or no longer is in `dtype`.
+  """
+  # A transposed view has the right shape and the wrong bytes: copy it into C order.
+  values = np.ascontiguousarray(round_to(array, dtype))
+  if values.shape != tuple(shape):
+    raise ValueError(f"{name} is {values.shape}, its table says {shape}")
+  check_finite(name, values, dtype)
+  return values
 
 
 def write_shards(
@@ -111,7 +157,7 @@ def write_tensors(
   # Hashing takes about as long as writing, and both let other threads run meanwhile.
   with ThreadPoolExecutor(1) as hasher, open(path, "wb") as file:
     hashed = None
-    for data in _pieces(path, shapes, tensor, dtype):
+    for data in _pieces(shapes, tensor, dtype):
       if hashed is not None:
         hashed.result()
       hashed = hasher.submit(digest.update, data)
@@ -120,7 +166,7 @@ def write_tensors(
   return digest.hexdigest()
 
 
-def _pieces(path: Path, shapes: Mapping, tensor: Callable, dtype: str) -> Iterable:
+def _pieces(shapes: Mapping, tensor: Callable, dtype: str) -> Iterable:
   """The bytes of the file: its header, then each tensor."""
   header, offset = {"__metadata__": {"format": "pt"}}, 0
   for name, shape in shapes.items():
@@ -130,24 +176,5 @@ def _pieces(path: Path, shapes: Mapping, tensor: Callable, dtype: str) -> Iterab
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
   yield len(text).to_bytes(8, "little") + text
-  for name in shapes:
-    # A transposed view has the right shape and the wrong bytes: copy it into C order.
-    values = np.ascontiguousarray(round_to(tensor(name), dtype))
-    if values.shape != tuple(shapes[name]):
-      raise ValueError(f"{name} is {values.shape}, its header says {shapes[name]}")
-    if not _finite(values.reshape(-1), dtype):
-      raise CheckpointError(
-          f"{name} has values that are infinite or NaN in {dtype}, so nothing was "
-          "written. Convert an earlier checkpoint, or use float32 if the weights are finite."
-      )
-    yield values.reshape(-1).view(np.uint8)
-
-
-def _finite(values: np.ndarray, dtype: str) -> bool:
-  """Whether all of a flat array are, without a second array of its size in the usual case."""
-  if dtype == "float32":
-    # A sum of squares is finite only where every value is; it overflows for huge ones alone.
-    with np.errstate(over="ignore", invalid="ignore"):
-      return bool(np.isfinite(np.dot(values, values)) or np.isfinite(values).all())
-  infinity = _INFINITY[dtype]
-  return bool(((values.view(np.uint16) & infinity) != infinity).all())
+  for name, shape in shapes.items():
+    yield as_stored(name, tensor(name), shape, dtype).reshape(-1).view(np.uint8)

@@ -1,7 +1,4 @@
-"""The tensors of somebody's checkpoint, by name, whichever kind of file holds them.
-
-The room's door to files of tensors: what writes them is offered here too.
-"""
+"""The tensors of somebody's checkpoint, by name, whichever kind of file holds them."""
 
 import contextlib
 import json
@@ -13,14 +10,8 @@ import numpy as np
 from vit_jax.errors import CheckpointError
 from vit_jax.interop.msgpack_reader import MsgpackFile
 from vit_jax.interop.safetensors_reader import SafetensorsFile
-from vit_jax.interop.safetensors_writer import DTYPES, round_to, write_shards, write_tensors
 from vit_jax.interop.tensor_table import first_ten
 from vit_jax.interop.torch_reader import TorchFile
-
-__all__ = (
-    "DTYPES", "TensorSource", "open_tensors", "read_json", "round_to", "write_shards",
-    "write_tensors",
-)
 
 _READERS: dict[str, Callable] = {
     ".safetensors": SafetensorsFile,

@@ -6,6 +6,7 @@ from typing import Mapping, Sequence
 
 from vit_jax.errors import CheckpointError
 from vit_jax.interop import timm_architectures
+from vit_jax.interop.class_labels import check_labels, placeholders
 from vit_jax.interop.timm_preprocessing import from_timm_pretrained_cfg, timm_pretrained_cfg
 from vit_jax.models.vit import DEFAULTS
 
@@ -72,19 +73,10 @@ def to_config(
       },
   }
   if classes:
-    names = tuple(labels) if labels is not None else _placeholders(classes)
-    if len(names) != classes:
-      raise CheckpointError(
-          f"{len(names)} labels were given for a head of {classes} classes. Give one name a "
-          "class, in the order of the classes."
-      )
+    names = tuple(labels) if labels is not None else placeholders(classes)
+    check_labels(names, classes)
     config["label_names"] = [str(name) for name in names]
   return config
-
-
-def _placeholders(count: int) -> tuple[str, ...]:
-  """As transformers names classes without names."""
-  return tuple(f"LABEL_{i}" for i in range(count))
 
 
 def sides_of(size) -> tuple[int, int]:
@@ -290,4 +282,4 @@ def to_labels(config: Mapping, classes: int, path: Path) -> tuple[str, ...] | No
         f"{path} names {len(names)} labels for a head of {classes} classes. Correct label_names."
     )
   labels = tuple(map(str, names))
-  return None if labels == _placeholders(classes) else labels
+  return None if labels == placeholders(classes) else labels

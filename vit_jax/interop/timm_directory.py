@@ -4,20 +4,17 @@
 transformers loads the same directory through its TimmWrapper classes.
 """
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Mapping, Sequence
 
 import numpy as np
 
-import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import timm_architectures, timm_config, timm_judge
-from vit_jax.interop.export_directory import MARK
+from vit_jax.interop.export_directory import write_json, write_report
 from vit_jax.interop.imported import Imported
-from vit_jax.interop.safetensors_writer import DTYPES, write_tensors
+from vit_jax.interop.safetensors_writer import DTYPES, check_dtype, write_tensors
 from vit_jax.interop.tensor_files import open_tensors, read_json
 from vit_jax.interop.tensor_table import check_params, leaves, read_params
 from vit_jax.interop.timm_keys import (
@@ -200,26 +197,15 @@ def write(
   """Fills a directory that timm and transformers' TimmWrapper load, importing neither.
 
   Args:
-    directory: an empty one.
-    model, params: a description and its parameters.
     preprocessing: the evaluation transform, None where it is not known.
-    labels: class names in order; None writes placeholders.
     architecture: a name for `choose`, or None.
-    dtype: of the tensors: "float32", "bfloat16" or "float16", rounded to nearest.
     max_shard_bytes: timm reads one file of weights, so a larger one is only noted.
+    Others: as in `huggingface.write`.
 
-  Returns:
-    The report that also lies in the directory as conversion.json.
-
-  Raises:
-    ConfigError: unknown architecture or dtype.
-    CheckpointError: timm cannot hold the model, parameters that do not fit the model or are not
-      finite, wrong number of labels.
-    OSError: the disk is full or not writable.
+  Returns, Raises: as `huggingface.write`.
   """
   directory = Path(directory)
-  if dtype not in DTYPES:
-    raise ConfigError(f"dtype {dtype!r} is not written; choose one of {', '.join(DTYPES)}.")
+  check_dtype(dtype)
   architecture = choose(model, architecture)
   check_params(model, params)
   notes = ["the mask token is left out: timm has none"] if model.get("mask_token") else []
@@ -237,24 +223,22 @@ def write(
     notes.append(f"at another image size timm interpolates by a kernel of its own, not {kernel}")
   if preprocessing is None:
     notes.append("the model's preprocessing is not known: timm will use its own default")
-  text = (json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-  (directory / "config.json").write_bytes(text)
-  weights = write_tensors(directory / "model.safetensors", shapes, values, dtype=dtype)
-  report = {
+  files = {
+      "config.json": write_json(directory / "config.json", config),
+      "model.safetensors": write_tensors(
+          directory / "model.safetensors", shapes, values, dtype=dtype
+      ),
+  }
+  return write_report(directory, {
       "format": FORMAT,
       "architecture": architecture,
       "dtype": dtype,
       "tensors": len(shapes),
       "parameters": parameters,
       "bytes": size,
-      "files": {"config.json": hashlib.sha256(text).hexdigest(), "model.safetensors": weights},
+      "files": files,
       "notes": notes,
-      "vit_jax": vit_jax.__version__,
-      "verification": None,
-  }
-  text = json.dumps(report, indent=2, ensure_ascii=False)
-  (directory / MARK).write_text(text + "\n", encoding="utf-8")
-  return report
+  })
 
 
 def judge(directory, batches: Mapping, patch_mask=None) -> dict | None:

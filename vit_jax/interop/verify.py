@@ -21,7 +21,8 @@ from vit_jax.errors import CheckpointError
 from vit_jax.interop import targets
 from vit_jax.interop.export_directory import MARK, new_export
 from vit_jax.interop.imported import Imported
-from vit_jax.interop.tensor_files import read_json, round_to
+from vit_jax.interop.safetensors_writer import round_to
+from vit_jax.interop.tensor_files import read_json
 from vit_jax.interop.tensor_table import first_ten, leaves
 from vit_jax.models.positions import grid
 from vit_jax.models.reconstruction import masked_l1

@@ -10,6 +10,7 @@ MODEL = {
     **DEFAULTS, "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 4, "patch_size": 8,
     "image_size": 32, "num_classes": 5, "gelu": "tanh", "layer_norm_epsilon": 1e-6,
 }
+SMALLER = MODEL | {"patch_size": 4, "image_size": 16}
 NO_CLASS_TOKEN = {"class_token": False, "pooling": "gap"}
 MAP = {"class_token": False, "pooling": "map"}
 LABELS = ("ant", "bee", "cat", "dog", "elk")
