@@ -18,7 +18,7 @@ class Contestant:
       raise ImportError(f"torch {torch.__version__} sees no CUDA device")
     if job["backend"] not in ("gpu", "cpu"):
       raise ImportError(f"torch does not run on {job['platform']}")
-    timm = _import_timm()
+    timm = import_timm()
     self._cuda = job["backend"] == "gpu"
     device = torch.device("cuda" if self._cuda else "cpu")
     torch.manual_seed(0)
@@ -77,7 +77,7 @@ class Contestant:
     return {"loss": self._loss, "peak_bytes": peak}
 
 
-def _import_timm():
+def import_timm():
   """Imports timm, also beside a torchvision whose compiled operators do not fit torch.
 
   timm imports torchvision for transforms that nothing here calls.  Where PyPI's torchvision

@@ -136,6 +136,7 @@ MAY_BE_NONE = {
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
     "input.crop_short_side", "input.rand_augment",
+    "objective.class_weights", "evaluate.real_labels",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",
     "mesh.replica",
 }

@@ -232,6 +232,14 @@ FIELDS = {
     "batch_ops.label_smoothing": Field(
         0.0, RECIPE, "share of a target that is spread over the classes", minimum=0, maximum=0.999
     ),
+    "objective.loss": Field(
+        "softmax", RECIPE, "cross-entropy among all classes, or of each class's own sigmoid",
+        choices=("softmax", "sigmoid"),
+    ),
+    "objective.class_weights": Field(
+        None, RECIPE, "balanced, or a JSON file of {class: weight}; None: all 1", str
+    ),
+    "objective.head_bias": Field(0.0, RECIPE, "of the new head, as -10 for 21 843 sigmoids"),
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
     "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=1e-12),
     "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0, maximum=1),
@@ -258,12 +266,23 @@ FIELDS = {
     "evaluate.split": Field(
         None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]', str
     ),
+    "evaluate.real_labels": Field(
+        None, RUNTIME, "ImageNet-ReaL's real.json, whose labels replace the split's own", str,
+        is_path=True,
+    ),
+    "evaluate.classes": Field(
+        "by_name", RUNTIME, "how a checkpoint's classes must agree with those of the data",
+        choices=("by_name", "by_order"),
+    ),
     "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),
     "checkpoint.every": Field("10 minutes", RUNTIME, "between two checkpoints", units=_ANY_UNIT),
     "checkpoint.keep_latest": Field(2, RUNTIME, "newest checkpoints kept", minimum=1),
     "checkpoint.best_metric": Field(
         None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
         choices=("accuracy",),
+    ),
+    "debug.repeat_batch": Field(
+        False, IDENTITY, "train on the first batch for ever: measures the step without the input"
     ),
     "mesh.replica": Field(None, RUNTIME, "data-parallel copies [what is left]", int, minimum=1),
     "mesh.fsdp": Field(1, RUNTIME, "data-parallel shards of the parameters", minimum=1),

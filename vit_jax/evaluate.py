@@ -9,6 +9,7 @@ from vit_jax import config as config_lib
 from vit_jax.batch_ops.normalize import normalize
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
+from vit_jax.data.imagenet_variants import with_real_labels
 from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
@@ -44,7 +45,7 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   run, _ = split_ref(ref)
   if config_spec is None:
     check_same_data(run, RunDirectory(run).read_info(), dataset)
-  _check_classes(checkpoint, dataset)
+  _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
   split = evaluation_split(config, dataset)
   mesh = mesh_lib.create_mesh(**config.mesh)
   # The checkpoint says what the model is; the config how and on what it is run.
@@ -52,10 +53,12 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
   model = ViT(**checkpoint.model_config | how)
   bad = BadRecords(max_fraction=config.input.max_bad_fraction)
-  evaluator = make_evaluator(config, dataset, split, model=model, mesh=mesh, bad=bad)
+  evaluator = make_evaluator(
+      config, evaluation_source(config, dataset, split), model=model, mesh=mesh, bad=bad
+  )
   params = jax.device_put(checkpoint.params, mesh_lib.replicated(mesh))
   return {
-      "model": checkpoint.ref, "split": split, "data": config.input.path or dataset.name,
+      "model": checkpoint.ref, "split": evaluator.name, "data": config.input.path or dataset.name,
       "metrics": evaluator.run(params),
   }
 
@@ -84,16 +87,27 @@ def evaluation_split(config, dataset) -> str:
   return split
 
 
-def make_evaluator(config, dataset, split: str, *, model, mesh, bad) -> Classification:
+def evaluation_source(config, dataset, split: str):
+  """Returns the split to evaluate, with ReaL's labels where they are asked for.
+
+  Raises:
+    DataError: the file of labels is not usable.
+  """
+  source = dataset.splits[split]
+  real = config.evaluate.real_labels
+  return with_real_labels(source, real) if real else source
+
+
+def make_evaluator(config, source, *, model, mesh, bad) -> Classification:
   """Returns the exact evaluation of a model on one split, over a mesh.
 
   Args:
+    source: a `data.source.Source`; its split names the metrics.
     bad: a `data.bad_records.BadRecords` that collects unreadable images.
   """
   unit = mesh_lib.data_shards(mesh)
   batch_size = config.evaluate.batch_size or config.input.batch_size
   batch_size = -(-batch_size // unit) * unit
-  source = dataset.splits[split]
   shard, shards = mesh_lib.process_slice(mesh)
 
   def batches():
@@ -109,13 +123,14 @@ def make_evaluator(config, dataset, split: str, *, model, mesh, bad) -> Classifi
     return model.apply({"params": params}, images)
 
   return Classification(
-      name=split, logits=logits, batches=batches, examples=len(source),
+      name=source.split, logits=logits, batches=batches, examples=len(source),
       out_sharding=mesh_lib.replicated(mesh),
   )
 
 
-def _check_classes(checkpoint, dataset) -> None:
-  """Raises ConfigError unless the data set's classes are the checkpoint's, in its order."""
+def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:
+  """Raises ConfigError unless the data set's classes are the checkpoint's, in its order, or as
+  many, where names are not to count."""
   classes, ours = checkpoint.model_config["num_classes"], tuple(dataset.classes)
   if not classes:
     raise ConfigError(
@@ -123,12 +138,14 @@ def _check_classes(checkpoint, dataset) -> None:
     )
   theirs = checkpoint.labels or ours
   odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
-  if classes == len(ours) and odd is None:
+  if classes == len(ours) and (by_order or odd is None):
     return
   detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
   raise ConfigError(
       f"{checkpoint.ref} knows {classes} classes, {dataset.name} has {len(ours)}, and they are not "
       f"the same{detail}. Name the data that the checkpoint was trained on, or fine-tune it on yours"
+      + ("; if the same classes in the same order have only other names, "
+         "--config.evaluate.classes=by_order says so" if classes == len(ours) else "")
   )
 
 

@@ -55,13 +55,16 @@ class Plan:
   train_step: Callable
 
 
-def make_plan(config, *, examples: int, num_classes: int) -> Plan:
+def make_plan(
+    config, *, examples: int, num_classes: int, class_weights: tuple[float, ...] | None = None
+) -> Plan:
   """Builds the parts of a run.
 
   Args:
     config: resolved (`resolve.resolve`).
     examples: length of the training split.
     num_classes: of the data set.
+    class_weights: see `objectives.supervised`.
 
   Raises:
     ConfigError: mesh, batch or durations do not work out.
@@ -83,7 +86,10 @@ def make_plan(config, *, examples: int, num_classes: int) -> Plan:
     )
 
   model_config = model_arguments(config, num_classes=num_classes)
-  objective = Supervised(ViT(**model_config))
+  objective = Supervised(
+      ViT(**model_config), loss_name=config.objective.loss, head_bias=config.objective.head_bias,
+      class_weights=class_weights,
+  )
   schedule = make_schedule(
       config.schedule.name,
       learning_rate=config.optimizer.learning_rate,

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 
 import jax
@@ -21,10 +22,11 @@ from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
+from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
-from vit_jax.evaluate import evaluation_split, make_evaluator
+from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
 from vit_jax.models.flops import training_flops
 from vit_jax.observe.metrics import MetricsWriter
@@ -67,13 +69,14 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     # Data.
     dataset = open_configured(config)
     split = evaluation_split(config, dataset)
+    evaluated = evaluation_source(config, dataset, split)
     for note in dataset.notes:
       print(f"data: {note}")
     if info:
       resume.check_same_data(run.path, info, dataset)
 
     # Where it stands, and the weights to start from when it stands nowhere yet.
-    best = config.checkpoint.best_metric and f"eval/{split}/{config.checkpoint.best_metric}"
+    best = config.checkpoint.best_metric and f"eval/{evaluated.split}/{config.checkpoint.best_metric}"
     checkpoints = stack.enter_context(
         Checkpoints(run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best)
     )
@@ -88,8 +91,12 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     )
 
     # Mesh, steps, model, optimizer.
+    weights = config.objective.class_weights
     plan = make_plan(
-        config, examples=len(dataset.splits["train"]), num_classes=len(dataset.classes)
+        config,
+        examples=len(dataset.splits["train"]),
+        num_classes=len(dataset.classes),
+        class_weights=weights and class_weights(weights, dataset.splits["train"]),
     )
     resume.check_not_beyond(last_step, plan.total_steps)
     transform = _train_transform(config)
@@ -134,7 +141,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         state,
         batches=stack.enter_context(batches),
         evaluator=make_evaluator(
-            config, dataset, split, model=plan.objective.model, mesh=plan.mesh, bad=bad
+            config, evaluated, model=plan.objective.model, mesh=plan.mesh, bad=bad
         ),
         bad=bad,
         run=run,
@@ -297,7 +304,8 @@ def _train_input(plan, source, transform, examples_seen: int, bad):
       repeats=config.input.repeated_augmentation,
   )
   with contextlib.closing(batches):
-    yield _one_ahead(mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
+    on_devices = (mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
+    yield itertools.repeat(next(on_devices)) if config.debug.repeat_batch else _one_ahead(on_devices)
 
 
 def _one_ahead(batches):

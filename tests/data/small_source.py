@@ -42,6 +42,7 @@ class SmallSource:
   name: str = "small"
   split: str = "train"
   classes: tuple[str, ...] = tuple(map(str, range(N)))
+  max_labels: int = 1
 
   def __len__(self):
     return N

@@ -323,3 +323,34 @@ def test_names_that_are_not_utf8(tmp_path):
     write(root / os.fsdecode(b"b\xe4r") / f"{i}.png")
   with pytest.raises(DataError, match=r"the class name 'b\\udce4r' is not valid UTF-8.*: rename"):
     open_folder(root)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_several_labels_by_metadata(tmp_path, kind):
+  rows = {f"{i}.png": ["cat", "dog", "sofa"][i % 3 :][:2] for i in range(9)}
+  for name in rows:
+    write(tmp_path / name)
+  if kind == "csv":
+    lines = ["file_name,labels", *(f"{name},{'; '.join(own)}" for name, own in rows.items())]
+  else:
+    lines = [json.dumps({"file_name": name, "labels": own * 2}) for name, own in rows.items()]
+  (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+  train = open_folder(tmp_path, held_out=0).splits["train"]
+  assert train.classes == ("cat", "dog", "sofa") and train.max_labels == 2
+  found = {
+      record["name"]: [train.classes[i] for i in record["labels"]]
+      for record in map(train.record, range(len(train)))
+  }
+  assert found == rows
+  assert all(train.record(i)["label"] == train.record(i)["labels"][0] for i in range(9))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("file_name,labels\n0.png, ;", "labels is empty"),
+    ("file_name,names\n0.png,a", "no column label"),
+])
+def test_missing_labels(tmp_path, text, message):
+  write(tmp_path / "0.png")
+  (tmp_path / "metadata.csv").write_text(text)
+  with pytest.raises(DataError, match=message):
+    open_folder(tmp_path)

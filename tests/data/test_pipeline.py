@@ -16,7 +16,7 @@ from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.pipeline import eval_batches, train_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.source import ArraySource
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 
 N = 23
 FAR = 10**9 * 10**3 + 7  # beyond 2**31 examples, and no multiple of anything here
@@ -33,6 +33,7 @@ class Files:
   """A source of encoded images, which counts its reads."""
 
   name, split, classes = "files", "train", tuple(map(str, range(N)))
+  max_labels = 1
 
   def __init__(self, broken=(), fails=None):
     self.data = [b"no image" if i in broken else encoded(i) for i in range(N)]
@@ -314,3 +315,34 @@ def test_evaluation_of_arrays_and_of_dirt():
   batch = joined(list(evaluated(Files(broken=(0, 22)), bad=bad)))
   assert bad.count == 2 and batch["mask"].sum() == N - 2
   assert batch["label"][22] == 22 and batch["mask"][22] == 0 and not batch["image"][22].any()
+
+
+class SeveralLabels(Files):
+  """Image i has the i % 4 labels from i on; every fourth has none."""
+
+  max_labels = 3
+
+  def record(self, index):
+    labels = tuple(range(index, index + index % 4))
+    return super().record(index) | {"labels": labels, "label": labels[0] if labels else -1}
+
+
+def test_several_labels_are_padded():
+  source = SeveralLabels(broken=(7,))
+  stream = (source, TrainTransform(image_size=16))
+  batch = joined(take(stream, 1, batch_size=N - 1))
+  assert batch["labels"].shape == (N - 1, 3) and batch["labels"].dtype == np.int32
+  for labels, label, mask in zip(batch["labels"], batch["label"], batch["mask"]):
+    own = range(label, label + label % 4) if label > 0 else ()
+    np.testing.assert_array_equal(labels, [*own, *[-1] * (3 - len(own))])
+    assert labels[0] == label and mask == (label not in (-1, 7))
+  padded = next(evaluated(source, batch_size=2 * N))
+  np.testing.assert_array_equal(padded["labels"][N:], [[0, -1, -1]] * N)
+  np.testing.assert_array_equal(padded["labels"][7], [7, 8, 9])
+
+
+def test_more_labels_than_there_is_room_for():
+  source = SeveralLabels()
+  source.max_labels = 2
+  with pytest.raises(DataError, match="3.jpg has 3 labels, more than 2"):
+    next(evaluated(source, batch_size=N))

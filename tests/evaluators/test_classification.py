@@ -100,3 +100,48 @@ def test_it_runs_again_on_other_parameters(mesh):
 
 def test_results_are_plain_numbers(mesh):
   assert {type(v) for v in evaluator(mesh).run(params()).values()} <= {int, float}
+
+
+def test_several_labels_and_none(mesh):
+  """Right is the best prediction that is among the labels; what has none is left out."""
+  features, _ = split()
+  rng = np.random.default_rng(3)
+  size = -(-EXAMPLES // BATCH) * BATCH
+  labels = np.full((size, 3), -1, np.int32)
+  labels[EXAMPLES:, 0] = 0  # pads
+  for row in labels[:EXAMPLES]:
+    own = rng.choice(CLASSES, rng.integers(0, 4), replace=False)
+    row[: len(own)] = np.sort(own)
+  labels[5] = [0, 1, 2]
+  image = np.zeros((size, 3), np.float32)
+  image[:EXAMPLES] = features
+  mask = (labels[:, 0] >= 0).astype(np.float32)
+  mask[EXAMPLES:] = mask[5] = 0  # the sixth is unreadable
+  sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+  def batches():
+    for start in range(0, size, BATCH):
+      part = slice(start, start + BATCH)
+      yield jax.device_put(
+          {"image": image[part], "label": labels[part, 0], "labels": labels[part],
+           "mask": mask[part]}, sharding,
+      )
+
+  got = Classification(
+      name="real", logits=lambda p, batch: batch["image"] @ p, batches=batches,
+      examples=EXAMPLES, out_sharding=NamedSharding(mesh, PartitionSpec()),
+  ).run(params())
+  logits = features.astype(np.float64) @ params().astype(np.float64)
+  log_probabilities = scipy.special.log_softmax(logits, axis=1)
+  right, losses, counted = 0, [], 0
+  for i, row in enumerate(labels[:EXAMPLES]):
+    own = row[row >= 0]
+    counted += len(own) > 0
+    if len(own) and i != 5:
+      right += logits[i].argmax() in own
+      losses.append(-log_probabilities[i, own].mean())
+  assert 0 < right < counted < EXAMPLES
+  assert got == {
+      "accuracy": right / counted, "loss": pytest.approx(np.mean(losses), rel=1e-6),
+      "examples": counted, "unreadable": 1,
+  }

@@ -1,9 +1,12 @@
 """The supervised objective against the definition in float64."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import scipy.special
+import torch
 
 from vit_jax.models.vit import ViT
 from vit_jax.objectives.supervised import Supervised
@@ -109,3 +112,53 @@ def test_a_new_model_is_undecided(batch):
   assert params["head"]["kernel"].shape == (16, CLASSES)
   loss_sum, weight, _, _ = loss(params, batch)
   assert loss_sum / weight == pytest.approx(np.log(CLASSES), rel=1e-6)
+
+
+def multi_hot_targets():
+  rng = np.random.default_rng(4)
+  return (rng.random((BATCH, CLASSES)) < 0.4).astype(np.float32)
+
+
+WEIGHTS = (0.5, 1.0, 2.0, 3.0, 0.25)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_sigmoid_losses_are_pytorchs(params, batch, weights):
+  objective = dataclasses.replace(OBJECTIVE, loss_name="sigmoid", class_weights=weights)
+  target = multi_hot_targets()
+  logits = torch.tensor(np.asarray(APPLY({"params": params}, batch["image"])))
+  wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+      logits, torch.tensor(target), reduction="sum",
+      weight=None if weights is None else torch.tensor(weights),
+  )
+  loss_sum, weight, metrics, _ = objective.loss(
+      params, {}, batch | {"target": target}, jax.random.key(0), 0, False
+  )
+  assert loss_sum == pytest.approx(float(wanted), rel=1e-5) and weight == BATCH
+  hits = target[np.arange(BATCH), logits.argmax(1)] == target.max(1)
+  assert tuple(map(float, metrics["accuracy"])) == (hits.sum(), BATCH) and 0 < hits.sum() < BATCH
+
+
+@pytest.mark.torch
+def test_class_weights_are_pytorchs(params, batch):
+  objective = dataclasses.replace(OBJECTIVE, class_weights=WEIGHTS)
+  labels = np.random.default_rng(5).integers(0, CLASSES, BATCH)
+  target = np.eye(CLASSES, dtype=np.float32)[labels]
+  logits = torch.tensor(np.asarray(APPLY({"params": params}, batch["image"])))
+  wanted = torch.nn.functional.cross_entropy(
+      logits, torch.tensor(labels), weight=torch.tensor(WEIGHTS)
+  )
+  loss_sum, weight, _, _ = objective.loss(
+      params, {}, batch | {"target": target}, jax.random.key(0), 0, False
+  )
+  assert loss_sum / weight == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_head_starts_at_its_bias(batch):
+  objective = dataclasses.replace(OBJECTIVE, loss_name="sigmoid", head_bias=-10.0)
+  params, _ = jax.jit(objective.init)(jax.random.key(0), batch)
+  plain, _ = jax.jit(OBJECTIVE.init)(jax.random.key(0), batch)
+  np.testing.assert_array_equal(params["head"]["bias"], np.full(CLASSES, -10, np.float32))
+  params["head"]["bias"] = plain["head"]["bias"]
+  jax.tree.map(np.testing.assert_array_equal, params, plain)

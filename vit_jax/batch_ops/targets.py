@@ -18,9 +18,11 @@ def multi_hot(labels, num_classes: int, *, smoothing: float = 0.0):
   """int `[B, K]`, padded with -1, to float32 `[B, num_classes]` of ones and zeros.
 
   Args:
-    smoothing: share of each class's own two outcomes that is exchanged for even odds, as each is a
-      question of its own for sigmoid cross-entropy; timm's `mixup_target` does the same.
+    smoothing: as `one_hot`, of each of the ones.
   """
   # -1 is outside of all classes: its row is zeros.  Of equal labels one counts.
   target = jnp.max(jax.nn.one_hot(labels, num_classes), axis=1)
-  return target * (1 - smoothing) + smoothing / 2 if smoothing else target
+  if not smoothing:
+    return target
+  spread = jnp.sum(target, axis=1, keepdims=True) * smoothing / num_classes
+  return target * (1 - smoothing) + spread

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vit_jax.data.hold_out import check_fraction
 from vit_jax.data.record_format import decode_record
 from vit_jax.data.shards import Shards, check_shard
 from vit_jax.data.source import DataSet, Record
-from vit_jax.errors import ConfigError, DataError
+from vit_jax.errors import DataError
 
 FORMAT = "vit_jax.array_record/1"
 _SPLITS = ("train", "validation", "test")
@@ -31,6 +32,7 @@ class ArrayRecordSource:
     shards: of the whole split.
     indices: int64 `[N]`, the records of this source among them; None for all.
     labels: int32 `[N]`, each record's first label.
+    max_labels: of any record of the split.
   """
 
   name: str
@@ -39,6 +41,7 @@ class ArrayRecordSource:
   shards: Shards
   indices: np.ndarray | None
   labels: np.ndarray
+  max_labels: int
 
   def __len__(self) -> int:
     return len(self.shards) if self.indices is None else len(self.indices)
@@ -81,8 +84,8 @@ def open_array_record(path: str | Path, *, held_out: float) -> DataSet:
       check_shard(str(root / shard["file"]), examples=shard["examples"], size=shard["bytes"])
     paths = [str(root / shard["file"]) for shard in shards]
     records = Shards(paths, [shard["examples"] for shard in shards])
-    labels, hashes = _read_index(root / f"{split}.index.npz", len(records))
-    splits[split] = ArrayRecordSource(name, split, classes, records, None, labels)
+    labels, most, hashes = _read_index(root / f"{split}.index.npz", len(records))
+    splits[split] = ArrayRecordSource(name, split, classes, records, None, labels, most)
   if rejected := described.get("rejected"):
     notes.append(f"{rejected} images were rejected when it was prepared: rejected.csv")
   if list(splits) == ["train"] and held_out:
@@ -129,8 +132,8 @@ def _partial(root: Path) -> bool:
   return root.name.endswith(".partial") or root.with_name(root.name + ".partial").is_dir()
 
 
-def _read_index(file: Path, examples: int) -> tuple[np.ndarray, np.ndarray]:
-  """First labels int32 `[N]` and hashes uint64 `[N]` of a split."""
+def _read_index(file: Path, examples: int) -> tuple[np.ndarray, int, np.ndarray]:
+  """First labels int32 `[N]`, the most labels of one record, and hashes uint64 `[N]`."""
   try:
     with np.load(file, allow_pickle=False) as index:
       labels, counts, hashes = (index[key] for key in ("labels", "counts", "hashes"))
@@ -140,7 +143,7 @@ def _read_index(file: Path, examples: int) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(
         f"{file} cannot be read ({error}): restore it, or prepare the data set again"
     ) from error
-  return labels[np.cumsum(counts) - counts], hashes
+  return labels[np.cumsum(counts) - counts], int(counts.max(initial=1)), hashes
 
 
 def held_out_by_hash(hashes: np.ndarray, labels: np.ndarray, *, fraction: float) -> np.ndarray:
@@ -161,10 +164,7 @@ def held_out_by_hash(hashes: np.ndarray, labels: np.ndarray, *, fraction: float)
   Raises:
     ConfigError: fraction is not in [0, 1).
   """
-  if not 0 <= fraction < 1:
-    raise ConfigError(
-        f"the share held out for evaluation is {fraction}; give one from 0 up to, but below, 1"
-    )
+  check_fraction(fraction)
   if not fraction or not len(labels):
     return np.zeros(len(labels), bool)
   order = np.lexsort((hashes, labels))

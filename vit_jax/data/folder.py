@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 _LAYOUTS = (
     "CLASS/*.jpg, or train/CLASS/*.jpg with validation/ or test/ beside it, or images with a "
-    "metadata.csv that has the columns file_name and label"
+    "metadata.csv that has the columns file_name and label, or labels with ; between them"
 )
 
 
@@ -33,7 +33,8 @@ class FolderSource:
 
   Attributes:
     paths: relative to `directory`, with "/" between parts.
-    labels: one index into `classes` per path.
+    labels: one index into `classes` per path, the first of its labels.
+    all_labels: ascending indices per path; None where each has one.
   """
 
   name: str
@@ -42,6 +43,11 @@ class FolderSource:
   directory: str
   paths: tuple[str, ...]
   labels: tuple[int, ...]
+  all_labels: tuple[tuple[int, ...], ...] | None = None
+
+  @property
+  def max_labels(self) -> int:
+    return 1 if self.all_labels is None else max(map(len, self.all_labels))
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -53,15 +59,16 @@ class FolderSource:
       DataError: it has gone, or may not be read.
     """
     path = self.paths[index]
-    return {"image": _read(self.directory, path), "label": self.labels[index], "name": path}
+    record = {"image": _read(self.directory, path), "label": self.labels[index], "name": path}
+    return record if self.all_labels is None else record | {"labels": self.all_labels[index]}
 
 
 def open_folder(path: str | os.PathLike, *, held_out: float = 0.1) -> DataSet:
   """Opens a folder: its class directories or metadata name the labels.
 
   Layouts: `CLASS/*`; `{train|training|val|validation|test}/CLASS/*`; images with `metadata.csv`
-  or `metadata.jsonl` (file_name, label and, at the root, optionally split), at the root or in
-  each split's directory.  Hidden files are skipped.  Classes are sorted by the bytes of their
+  or `metadata.jsonl` (file_name, label or labels and, at the root, optionally split), at the root
+  or in each split's directory.  Hidden files are skipped.  Classes are sorted by the bytes of their
   names.  Where there is neither validation nor test, a share of train is held out as
   "validation".
 
@@ -103,7 +110,7 @@ class _Image(NamedTuple):
   split: str
   path: str  # relative to the root
   size: int
-  label: str
+  labels: tuple[str, ...]
 
 
 # What a scan leaves out: kind -> names.
@@ -169,7 +176,7 @@ def _scan_classes(
         ignored["files, not images, ignored"].append(path)
       else:
         images += 1
-        yield _Image(split, path, _size(root / path), label)
+        yield _Image(split, path, _size(root / path), (label,))
     if not images:
       ignored["empty"].append(label)
 
@@ -189,7 +196,7 @@ def _scan_metadata(
       )
     path = _below(root, directory, row.file_name)
     listed.add(os.path.normpath(path))
-    yield _Image(_SPLITS[own], path, _size(root / path, f"{row.where}: "), row.label)
+    yield _Image(_SPLITS[own], path, _size(root / path, f"{row.where}: "), row.labels)
   ignored[f"images that {metadata.name} does not list, ignored"] += [
       path for path in _image_files(root, directory) if path not in listed
   ]
@@ -199,7 +206,7 @@ def _classes(root: Path, images: list[_Image]) -> tuple[str, ...]:
   """Names of the classes: those of the training images."""
   if not images:
     raise DataError(f"{root} holds no images in a layout that is known: {_LAYOUTS}")
-  for label in {image.label for image in images}:
+  for label in {label for image in images for label in image.labels}:
     try:
       label.encode()
     except UnicodeEncodeError as error:
@@ -207,11 +214,11 @@ def _classes(root: Path, images: list[_Image]) -> tuple[str, ...]:
           f"{root}: the class name {label!r} is not valid UTF-8, so it can be neither shown nor"
           " stored: rename the class's folder"
       ) from error
-  trained = {image.label for image in images if image.split == "train"}
+  trained = {label for image in images if image.split == "train" for label in image.labels}
   for image in images:
-    if image.label not in trained:
+    if unknown := set(image.labels) - trained:
       raise DataError(
-          f"{root}: the class {image.label!r} of {image.path} has no training images, so that "
+          f"{root}: the class {min(unknown)!r} of {image.path} has no training images, so that "
           "no model could predict it: correct its name, or add or remove images"
       )
   if len(trained) < 2:
@@ -227,7 +234,7 @@ def _hold_out(
 ) -> tuple[list[_Image], str]:
   """Moves a share of train to validation; also returns what to say about it."""
   hashes = [content_hash(_read(root, image.path)) for image in images] if fraction else images
-  labels = [image.label for image in images]
+  labels = [image.labels[0] for image in images]
   held = hold_out(hashes, labels, [image.path for image in images], fraction=fraction)
   if fraction and not held.any():
     raise DataError(
@@ -250,20 +257,23 @@ def _hold_out(
 def _source(root: Path, split: str, classes, images: list[_Image]) -> FolderSource:
   index = {name: i for i, name in enumerate(classes)}
   chosen = [image for image in images if image.split == split]
+  every = tuple(tuple(sorted(index[name] for name in image.labels)) for image in chosen)
   return FolderSource(
       name=root.resolve().name,
       split=split,
       classes=classes,
       directory=str(root),
       paths=tuple(image.path for image in chosen),
-      labels=tuple(index[image.label] for image in chosen),
+      labels=tuple(labels[0] for labels in every),
+      all_labels=every if any(len(labels) > 1 for labels in every) else None,
   )
 
 
 def _fingerprint(images: list[_Image]) -> str:
   digest = hashlib.sha256()
   for image in sorted(images):
-    digest.update(json.dumps(image).encode())
+    labels = image.labels if len(image.labels) > 1 else image.labels[0]
+    digest.update(json.dumps([*image[:-1], labels]).encode())
   return digest.hexdigest()
 
 

@@ -37,10 +37,7 @@ def hold_out(
   Raises:
     ConfigError: fraction is not in [0, 1).
   """
-  if not 0 <= fraction < 1:
-    raise ConfigError(
-        f"the share held out for evaluation is {fraction}; give one from 0 up to, but below, 1"
-    )
+  check_fraction(fraction)
   held = np.zeros(len(hashes), bool)
   members = collections.defaultdict(list)
   for index, label in enumerate(labels):
@@ -50,6 +47,14 @@ def hold_out(
       indices.sort(key=lambda i: (hashes[i], names[i]))
       held[indices[: _cut([hashes[i] for i in indices], fraction)]] = True
   return held
+
+
+def check_fraction(fraction: float) -> None:
+  """Raises ConfigError unless a share to be held out is in [0, 1)."""
+  if not 0 <= fraction < 1:
+    raise ConfigError(
+        f"the share held out for evaluation is {fraction}; give one from 0 up to, but below, 1"
+    )
 
 
 def _cut(hashes: list[str], fraction: float) -> int:

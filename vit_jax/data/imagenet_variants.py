@@ -8,7 +8,7 @@ from pathlib import Path
 import re
 
 from vit_jax.data.folder import FolderSource, IMAGE_EXTENSIONS
-from vit_jax.data.source import DataSet, Record, Source
+from vit_jax.data.source import DataSet, Derived, Record, Source
 from vit_jax.errors import DataError
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -16,7 +16,7 @@ _REAL_URL = "https://github.com/google-research/reassessed-imagenet"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RealSource:
+class RealSource(Derived):
   """The validation images with ReaL's labels (Beyer et al. 2020): a set of classes for each.
 
   An image without labels has "labels" () and "label" -1, and is to count nowhere.
@@ -31,14 +31,11 @@ class RealSource:
 
   @property
   def split(self) -> str:
-    return self.source.split
+    return f"{self.source.split}_real"
 
   @property
-  def classes(self) -> tuple[str, ...]:
-    return self.source.classes
-
-  def __len__(self) -> int:
-    return len(self.source)
+  def max_labels(self) -> int:
+    return max(2, *map(len, self.real))
 
   def record(self, index: int) -> Record:
     """Reads one example; the number in its file's name says which labels are its own.

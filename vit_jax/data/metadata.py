@@ -1,4 +1,4 @@
-"""metadata.csv and metadata.jsonl: which image has which label."""
+"""metadata.csv and metadata.jsonl: which image has which labels."""
 
 import csv
 import json
@@ -17,12 +17,14 @@ class Row(NamedTuple):
   Attributes:
     where: file and line, for messages.
     file_name: relative to the directory of the metadata.
+    labels: of the column label, or of labels, which are several: a list in JSON, in CSV separated
+      by semicolons; without repetitions.
     split: as written; None where there is no such column.
   """
 
   where: str
   file_name: str
-  label: str
+  labels: tuple[str, ...]
   split: str | None
 
 
@@ -48,7 +50,7 @@ def read_metadata(metadata: Path) -> Iterator[Row]:
   for line, fields in _lines(metadata):
     where = f"{metadata}, line {line}"
     row = Row(
-        where, _field(fields, "file_name", where), _field(fields, "label", where),
+        where, _field(fields, "file_name", where), _labels(fields, where),
         _field(fields, "split", where) if "split" in fields else None,
     )
     name = os.path.normpath(row.file_name)
@@ -72,10 +74,12 @@ def _lines(metadata: Path) -> Iterator[tuple[int, dict]]:
 
 def _csv_lines(file, metadata: Path) -> Iterator[tuple[int, dict]]:
   reader = csv.DictReader(file)
-  if missing := {"file_name", "label"} - set(reader.fieldnames or ()):
+  names = set(reader.fieldnames or ())
+  missing = {"file_name", "label"} - names - ({"label"} if "labels" in names else set())
+  if missing:
     raise DataError(
         f"{metadata}, line 1: no column {' and no column '.join(sorted(missing))}; the first "
-        "line must name the columns file_name and label"
+        "line must name the columns file_name and label, or labels"
     )
   for row in reader:
     yield reader.line_num, row
@@ -95,6 +99,18 @@ def _json_lines(file, metadata: Path) -> Iterator[tuple[int, dict]]:
           '{"file_name": "a.jpg", "label": "cat"}'
       )
     yield line, row
+
+
+def _labels(row: dict, where: str) -> tuple[str, ...]:
+  if "label" in row or "labels" not in row:
+    return (_field(row, "label", where),)
+  labels = row["labels"]
+  if not isinstance(labels, list):
+    labels = _field(row, "labels", where).split(";")
+  labels = tuple(dict.fromkeys(text for label in labels if (text := str(label).strip())))
+  if not labels:
+    raise DataError(f"{where}: labels is empty; fill it in, or remove the line")
+  return labels
 
 
 def _field(row: dict, key: str, where: str) -> str:

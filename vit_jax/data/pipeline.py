@@ -19,7 +19,7 @@ from vit_jax.data.decode import UnreadableImage, decode
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.repeats import repeated
 from vit_jax.data.source import ArraySource, Record, Source
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 
@@ -46,8 +46,9 @@ def train_batches(
 
   Returns:
     Iterator of {"image": uint8 `[B/S, size, size, 3]`, "label": int32 `[B/S]`,
-    "mask": float32 `[B/S]`}; `close()` ends its threads and processes.  Once it has raised, it
-    raises the same again.
+    "mask": float32 `[B/S]`}, and "labels": int32 `[B/S, max_labels]`, padded with -1, where the
+    source has several for an image; `close()` ends its threads and processes.  Once it has
+    raised, it raises the same again.
 
   Raises:
     ConfigError: B is no multiple of the shards.
@@ -66,7 +67,8 @@ def train_batches(
 
   def example(place: tuple[int, int], rng: np.random.Generator) -> Batch:
     return _example(
-        read(*place), lambda image: transform(image, rng), size=(transform.image_size,) * 2
+        read(*place), lambda image: transform(image, rng), size=(transform.image_size,) * 2,
+        max_labels=source.max_labels,
     )
 
   order_seed, map_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
@@ -108,8 +110,10 @@ def eval_batches(
 
   def example(index: int) -> Batch:
     if index >= len(source):
-      return _masked(size, label=0)
-    return _example(source.record(index), resized, size=size)
+      return _masked(size, _padded((0,), source.max_labels))
+    return _example(
+        source.record(index), resized, size=size, max_labels=source.max_labels
+    )
 
   padded = -(-len(source) // batch_size) * batch_size
   dataset = (
@@ -130,23 +134,32 @@ def _rows(batch_size: int, shard: int, shards: int) -> int:
 
 def _example(
     record: Record, transform: Callable[[bytes | np.ndarray], np.ndarray], *,
-    size: tuple[int, int],
+    size: tuple[int, int], max_labels: int,
 ) -> Batch:
   """One row of a batch; "unreadable" is None, or (name, reason), and missing in pads."""
+  labels = record.get("labels", (record["label"],))
+  if len(labels) > max_labels:
+    raise DataError(f"{record['name']} has {len(labels)} labels, more than {max_labels}")
+  labels = _padded(labels, max_labels)
   try:
     image = transform(record["image"])
   except UnreadableImage as error:
     unreadable = (record["name"], error.reason)
-    return _masked(size, label=record["label"]) | {"unreadable": unreadable}
+    return _masked(size, labels) | {"unreadable": unreadable}
   # A label of -1 says that there is none.
-  mask = np.float32(record["label"] >= 0)
-  return {"image": image, "label": np.int32(record["label"]), "mask": mask, "unreadable": None}
+  mask = np.float32(labels["label"] >= 0)
+  return labels | {"image": image, "mask": mask, "unreadable": None}
 
 
-def _masked(size: tuple[int, int], *, label: int) -> Batch:
+def _padded(labels: Sequence[int], max_labels: int) -> Batch:
+  """"label", the first, and "labels" where there can be several."""
+  labels = np.array([*labels, *[-1] * (max_labels - len(labels))], np.int32)
+  return {"label": labels[0]} | ({"labels": labels} if max_labels > 1 else {})
+
+
+def _masked(size: tuple[int, int], labels: Batch) -> Batch:
   """An example that does not count, of an image of (height, width)."""
-  image = np.zeros((*size, 3), np.uint8)
-  return {"image": image, "label": np.int32(label), "mask": np.float32(0)}
+  return labels | {"image": np.zeros((*size, 3), np.uint8), "mask": np.float32(0)}
 
 
 def _stack(examples: Sequence[Batch]) -> Batch:
@@ -155,7 +168,8 @@ def _stack(examples: Sequence[Batch]) -> Batch:
   An array, because processes share arrays, and send all else through a pipe: messages that are
   short enough arrive whole or not at all, even where their sender is killed.
   """
-  batch = {key: np.stack([row[key] for row in examples]) for key in ("image", "label", "mask")}
+  keys = [key for key in ("image", "label", "labels", "mask") if key in examples[0]]
+  batch = {key: np.stack([row[key] for row in examples]) for key in keys}
   seen = [row["unreadable"] for row in examples if "unreadable" in row]
   text = json.dumps([len(seen), [unreadable for unreadable in seen if unreadable]])
   batch["seen"] = np.frombuffer(text.encode(), np.uint8)

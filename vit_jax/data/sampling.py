@@ -12,7 +12,7 @@ from typing import Protocol, Sequence
 
 import numpy as np
 
-from vit_jax.data.source import Record, Source
+from vit_jax.data.source import Derived, Record, Source
 from vit_jax.errors import ConfigError, DataError
 
 _MASK = 2**64 - 1
@@ -55,6 +55,10 @@ class Mixture:
 
   def __len__(self) -> int:
     return sum(self.counts)
+
+  @property
+  def max_labels(self) -> int:
+    return max(source.max_labels for source in self.sources)
 
   def locate(self, epoch: int, index: int) -> tuple[int, int]:
     """Returns (source, index in it) of example `index` of `range(len(self))` of an epoch."""
@@ -107,7 +111,7 @@ def mix(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClassBalanced:
+class ClassBalanced(Derived):
   """As many examples an epoch as the source has, the same number of each class (one more of
   some, where that does not divide; which ones changes with the epoch).
 
@@ -122,19 +126,8 @@ class ClassBalanced:
   starts: np.ndarray
 
   @property
-  def name(self) -> str:
-    return self.source.name
-
-  @property
   def split(self) -> str:
     return self.source.split
-
-  @property
-  def classes(self) -> tuple[str, ...]:
-    return self.source.classes
-
-  def __len__(self) -> int:
-    return len(self.source)
 
   def locate(self, epoch: int, index: int) -> int:
     """Returns the source's record that is example `index` of an epoch."""

@@ -20,17 +20,43 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-  """One split of a data set; safe to read from several threads."""
+  """One split of a data set; safe to read from several threads.
+
+  Attributes:
+    max_labels: the most classes that a record has; above 1 records have "labels".
+  """
 
   name: str
   split: str
   classes: tuple[str, ...]
+  max_labels: int
 
   def __len__(self) -> int:
     ...
 
   def record(self, index: int) -> Record:
     ...
+
+
+class Derived:
+  """A source made from another, whose name and classes it has."""
+
+  source: Source
+
+  @property
+  def name(self) -> str:
+    return self.source.name
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return self.source.classes
+
+  @property
+  def max_labels(self) -> int:
+    return self.source.max_labels
+
+  def __len__(self) -> int:
+    return len(self.source)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +73,8 @@ class ArraySource:
   classes: tuple[str, ...]
   images: np.ndarray
   labels: np.ndarray
+
+  max_labels = 1
 
   def __len__(self) -> int:
     return len(self.labels)

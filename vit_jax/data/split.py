@@ -6,7 +6,7 @@ from typing import Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.data.source import ArraySource, Record, Source
+from vit_jax.data.source import ArraySource, Derived, Record, Source
 from vit_jax.errors import ConfigError
 
 _SPEC = re.compile(r"(\w+)(?:\[((?:-?\d+%?)?):((?:-?\d+%?)?)\])?")
@@ -15,13 +15,11 @@ _ORDER_SEED = 20_210_611
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
-  """Some records of a source, in the order of `indices`."""
+class Subset(Derived):
+  """Some records of a source, in the order of `indices`; a split of its own."""
 
-  name: str
-  split: str
-  classes: tuple[str, ...]
   source: Source
+  split: str
   indices: Sequence[int]
 
   def __len__(self) -> int:
@@ -43,7 +41,7 @@ def subset(source: Source, indices: Sequence[int], *, split: str) -> Source:
     return dataclasses.replace(
         source, split=split, images=source.images[chosen], labels=source.labels[chosen]
     )
-  return Subset(source.name, split, source.classes, source, indices)
+  return Subset(source, split, indices)
 
 
 def open_split(splits: Mapping[str, Source], spec: str, *, shuffled: bool, key: str) -> Source:

@@ -18,6 +18,8 @@ from vit_jax.errors import ConfigError, DataError
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LABELS = ("label", "labels", "real_label")
+# How many classes one image may have is known only once all are read; ReaL's have up to 11.
+_MAX_LABELS = 32
 _NAMES = ("file_name", "filename", "id", "tfds_id")
 
 
@@ -28,6 +30,7 @@ class TfdsSource:
   Attributes:
     data: TFDS's own random-access source.
     label_key: feature with the label; a sequence makes records with "labels".
+    max_labels: 1, or the limit of a sequence.
     name_key: feature with the file's name; None where there is none.
   """
 
@@ -37,6 +40,7 @@ class TfdsSource:
   data: Any
   label_key: str
   name_key: str | None
+  max_labels: int
 
   def __len__(self) -> int:
     return len(self.data)
@@ -105,7 +109,10 @@ def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
       for file, examples in zip(info_of.filepaths, info_of.shard_lengths):
         check_shard(str(file), examples=examples)
       data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-      sources[ours] = TfdsSource(name, ours, classes, data, label_keys[0], name_key)
+      sources[ours] = TfdsSource(
+          name, ours, classes, data, label_keys[0], name_key,
+          max_labels=_MAX_LABELS if hasattr(label, "feature") else 1,
+      )
   if not sources:
     raise DataError(f"{directory} has none of the splits {', '.join(_SPLITS)}")
   notes = ()

@@ -1,0 +1,104 @@
+"""Runs whose images have several labels, ImageNet-ReaL's labels, and classes of other names."""
+
+import json
+import shutil
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from test_folder_run import COLORS, TINY, run, write_folder
+from vit_jax.loading import load
+
+FAST = (*TINY, "--config.log_every=1 steps", "--config.checkpoint.every=100 steps")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+  """Images of two colours, halves side by side, whose labels are both."""
+  root = tmp_path_factory.mktemp("several")
+  rng, lines = np.random.default_rng(0), ["file_name,labels,split"]
+  for i in range(48):
+    names = sorted(rng.choice(sorted(COLORS), rng.integers(1, 3), replace=False))
+    pixels = np.repeat([COLORS[names[0]], COLORS[names[-1]]], 10, axis=0)[None].repeat(20, 0)
+    Image.fromarray(pixels.astype(np.uint8)).save(root / f"{i}.png")
+    lines.append(f"{i}.png,{';'.join(names)},{'train' if i < 32 else 'validation'}")
+  (root / "metadata.csv").write_text("\n".join(lines))
+  (root / "weights.json").write_text('{"red": 1.5}')
+  return root
+
+
+def test_several_labels_are_learned_by_sigmoids(several, tmp_path, capsys):
+  command = (
+      "train", "--config=folder:scratch", f"--config.input.path={several}",
+      f"--workdir={tmp_path / 'run'}", *FAST, "--config.objective.loss=sigmoid",
+      f"--config.objective.class_weights={several / 'weights.json'}",
+      "--config.objective.head_bias=-2.0", "--config.total=60 steps",
+      "--config.optimizer.learning_rate=1e-2", "--config.batch_ops.mixup_alpha=0.0",
+      "--config.evaluate.every=60 steps", "--config.input.crop=none",
+  )
+  code, _, err = run(*command, capsys=capsys)
+  assert code == 0, err
+  rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  # Three questions that are answered "no" with bias -2; one of 1.5 labels an image is a "yes".
+  assert 2 < rows[0]["train/loss"] < 6 and rows[-1]["train/loss"] < rows[0]["train/loss"] / 2
+  assert rows[-1]["eval/validation/accuracy"] == 1
+  assert rows[-1]["eval/validation/examples"] == 16
+
+
+def test_one_batch_for_ever(tmp_path, capsys):
+  """Learned by heart in a few steps, without a wait for the input."""
+  folder = write_folder(tmp_path / "photos")
+  code, _, err = run(
+      "train", "--config=folder:scratch", f"--config.input.path={folder}",
+      f"--workdir={tmp_path / 'run'}", *FAST, "--config.debug.repeat_batch=True",
+      "--config.total=30 steps", "--config.optimizer.learning_rate=3e-3",
+      "--config.schedule.name=constant", "--config.batch_ops.mixup_alpha=0.0",
+      "--config.evaluate.every=30 steps", capsys=capsys,
+  )
+  assert code == 0, err
+  rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  losses = [row["train/loss"] for row in rows]
+  assert max(np.diff(losses[1:8])) < 0 and losses[-1] < 0.5 * losses[0]
+  assert all(row["train/input_wait_fraction"] < 0.05 for row in rows[3:])
+
+
+def test_real_labels_and_classes_of_other_names(tmp_path, capsys):
+  folder = write_folder(tmp_path / "photos", images=6)
+  code, _, err = run(
+      "train", "--config=folder:scratch", f"--config.input.path={folder}",
+      f"--workdir={tmp_path / 'run'}", *FAST, "--config.total=2 steps", capsys=capsys,
+  )
+  assert code == 0, err
+  validation = tmp_path / "renamed" / "validation"
+  for number, name in enumerate(sorted(COLORS)):
+    directory = validation / f"n0000000{number}"
+    directory.mkdir(parents=True)
+    for i in range(2):
+      place = directory / f"ILSVRC2012_val_{2 * number + i + 1:08d}.png"
+      place.write_bytes((folder / name / f"{i:02d}.png").read_bytes())
+  shutil.copytree(validation, validation.with_name("train"))
+  evaluate = (
+      "evaluate", f"--model={tmp_path / 'run'}", "--config=folder", *TINY[-1:],
+      f"--config.input.path={validation.parent}",
+  )
+  code, _, err = run(*evaluate, capsys=capsys)
+  assert code == 2 and "--config.evaluate.classes=by_order" in err
+  evaluate += ("--config.evaluate.classes=by_order",)
+  # Whatever is predicted for the first and the last is right; the second counts nowhere.
+  real = tmp_path / "real.json"
+  real.write_text(json.dumps([[0, 1, 2], [], [0, 1], [1], [2], [2, 0, 1]]))
+  code, out, err = run(*evaluate, f"--config.evaluate.real_labels={real}", capsys=capsys)
+  assert code == 0, err
+  measured = json.loads(out)
+  assert measured["split"] == "validation_real"
+  checkpoint = load(tmp_path / "run")
+  labels, wanted = json.loads(real.read_text()), []
+  for number in range(6):
+    place = next(validation.glob(f"*/ILSVRC2012_val_{number + 1:08d}.png"))
+    logits = checkpoint.model.apply(
+        {"params": checkpoint.params}, checkpoint.preprocess([place])
+    )
+    wanted.append(int(np.argmax(logits)) in labels[number])
+  assert measured["metrics"]["examples"] == 5 and measured["metrics"]["unreadable"] == 0
+  assert measured["metrics"]["accuracy"] == sum(wanted) / 5
