@@ -136,7 +136,8 @@ MAY_BE_NONE = {
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",
     "input.crop_short_side", "input.rand_augment",
-    "objective.class_weights", "evaluate.real_labels",
+    "objective.class_weights", "evaluate.real_labels", "micro_batch", "optimizer.freeze",
+    "optimizer.learning_rate_batch_size", "optimizer.layer_decay", "optimizer.moment_dtype",
     "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",
     "mesh.replica",
 }
@@ -163,7 +164,7 @@ def test_a_list_becomes_a_tuple():
 @pytest.mark.parametrize(
     "key, value, near",
     [
-        ("optimizer.name", "adam", "'adamw'"),
+        ("optimizer.name", "adamww", "'adamw'"),
         ("schedule.name", "cosin", "'cosine'"),
         ("model.dtype", "bf16", "'bfloat16'"),
         ("model.pooling", "gop", "'gap'"),
@@ -426,3 +427,28 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_file_without_get_config_is_refused(tmp_path):
   path = write_recipe(tmp_path, "def config():\n  return ConfigDict()\n")
   assert "has no function get_config(arg)" in refused(config_lib.load, str(path))
+
+
+@pytest.mark.parametrize("text, value", [
+    ("()", ()), ("(('^head/', 10),)", (("^head/", 10.0),)),
+    ("[['a', 1.5], ['b', 0]]", (("a", 1.5), ("b", 0.0))),
+])
+def test_rules_are_pairs_of_expression_and_number(text, value):
+  config = config_lib.override(
+      config_lib.complete({}, origin="a test"), {"optimizer.learning_rate_rules": text}
+  )
+  assert config.optimizer.learning_rate_rules == value
+  assert config_lib.from_json(config_lib.to_json(config), origin="a test") == config
+
+
+@pytest.mark.parametrize("value, wanted", [
+    ((("(", 1.0),), "a regular expression"), (("a", 1.0), "(regex, number) pairs"),
+    ((("a", True),), "(regex, number) pairs"), ("a", "(regex, number) pairs"),
+])
+def test_what_are_no_rules(value, wanted):
+  assert wanted in refused(complete, "optimizer.learning_rate_rules", value)
+
+
+def test_a_word_beside_a_number():
+  assert complete("micro_batch", "auto") == "auto" and complete("micro_batch", 8) == 8
+  assert "of type int" in refused(complete, "micro_batch", "all")

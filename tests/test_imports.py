@@ -23,7 +23,7 @@ FLOORS = (
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
     ("loading", "plan", "resume"),
     ("resolve", "step", "doctor", "attention_map"),
-    ("recipes", "pace"),
+    ("recipes", "pace", "micro_batch"),
     ROOMS,
     ("models",),
     ("config",),

@@ -34,7 +34,8 @@ class Field:
   `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
   duration, `is_regex` a regular expression, `is_path` one that is made absolute; `choices`,
   `minimum` and `maximum` bound the value, `prefixes` begin what is allowed beside the choices;
-  `length` makes it a tuple of that many `kind`.
+  `words` are texts allowed beside a number; `length` makes it a tuple of that many `kind`, `is_rules` one of (regular expression, number)
+  pairs.
   """
 
   default: Any
@@ -49,6 +50,8 @@ class Field:
   is_regex: bool = False
   is_path: bool = False
   length: int = 0
+  words: tuple[str, ...] = ()
+  is_rules: bool = False
 
   @property
   def value_type(self) -> type:
@@ -65,6 +68,10 @@ _ANY_UNIT = durations.STEP_UNITS + durations.TIME_UNITS
 FIELDS = {
     "seed": Field(0, IDENTITY, "seed of everything random", minimum=0, maximum=2**31 - 1),
     "total": Field("90 epochs", RECIPE, "length of training", units=_STEPS[:-1]),
+    "micro_batch": Field(
+        None, RUNTIME, "examples computed at a time; auto: the most that fit [all of a batch]", int,
+        minimum=1, words=("auto",),
+    ),
     "log_every": Field("50 steps", RUNTIME, "between two progress lines", units=_STEPS),
     # The model.  None: as the checkpoint in init.checkpoint, or the value in brackets.
     "model.variant": Field(None, IDENTITY, 'size and patch, as "B/16" ["S/16"]', str),
@@ -240,12 +247,37 @@ FIELDS = {
         None, RECIPE, "balanced, or a JSON file of {class: weight}; None: all 1", str
     ),
     "objective.head_bias": Field(0.0, RECIPE, "of the new head, as -10 for 21 843 sigmoids"),
-    "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adamw", "sgd")),
+    "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adam", "adamw", "sgd")),
     "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=1e-12),
+    "optimizer.learning_rate_batch_size": Field(
+        None, RECIPE, "batch that the rate is meant for: it is scaled to the run's; None: as it is",
+        int, minimum=1,
+    ),
+    "optimizer.learning_rate_rules": Field(
+        (), RECIPE, '((regex, multiplier), ...) of paths; the first that matches counts',
+        is_rules=True,
+    ),
+    "optimizer.layer_decay": Field(
+        None, RECIPE, "the rate falls by this factor from layer to layer towards the input", float,
+        minimum=0.01, maximum=1,
+    ),
+    "optimizer.freeze": Field(
+        None, IDENTITY, "regex of paths that are not trained", str, is_regex=True
+    ),
     "optimizer.b1": Field(0.9, RECIPE, "decay of Adam's first moment", minimum=0, maximum=1),
     "optimizer.b2": Field(0.999, RECIPE, "decay of Adam's second moment", minimum=0, maximum=1),
+    "optimizer.epsilon": Field(1e-8, RECIPE, "added to Adam's denominator", minimum=0),
+    "optimizer.moment_dtype": Field(
+        None, IDENTITY, "of Adam's first moment or sgd's momentum [float32]", str,
+        choices=("bfloat16",),
+    ),
     "optimizer.momentum": Field(0.9, RECIPE, "of sgd", minimum=0, maximum=1),
-    "optimizer.weight_decay": Field(0.0, RECIPE, "times the learning rate", minimum=0),
+    "optimizer.weight_decay": Field(
+        0.0, RECIPE, "times the learning rate; of adam added to the gradient", minimum=0
+    ),
+    "optimizer.weight_decay_independent": Field(
+        False, RECIPE, "times the schedule's share of its peak instead, as big_vision writes it"
+    ),
     "optimizer.weight_decay_mask": Field(
         "kernel$", RECIPE, "regex of paths that decay", is_regex=True
     ),
@@ -256,8 +288,16 @@ FIELDS = {
         None, RECIPE, "of the average of parameters that is evaluated and exported; None: off",
         float, minimum=0, maximum=0.9999999,
     ),
-    "schedule.name": Field("cosine", RECIPE, "decay", choices=("cosine", "linear", "constant")),
+    "schedule.name": Field(
+        "cosine", RECIPE, "decay", choices=("cosine", "linear", "rsqrt", "constant")
+    ),
     "schedule.warmup": Field("0 steps", RECIPE, "linear from 0", units=_STEPS),
+    "schedule.cooldown": Field(
+        "0 steps", RECIPE, "linear to the end, of rsqrt and constant", units=_STEPS
+    ),
+    "schedule.timescale": Field(
+        "10000 steps", RECIPE, "of rsqrt, at which the rate is the peak / sqrt(2)", units=_STEPS
+    ),
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
     "init.checkpoint": Field(
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
@@ -350,10 +390,18 @@ def differences(old, new) -> dict[str, dict[str, tuple]]:
   """Returns {class: {key: (old value, new value)}} of the keys whose values differ."""
   before, after = _flatten(old), _flatten(new)
   found = {RUNTIME: {}, RECIPE: {}, IDENTITY: {}}
-  for key, field in FIELDS.items():
+  for key in FIELDS:
     if before[key] != after[key]:
-      found[field.key_class][key] = (before[key], after[key])
+      found[_class_of(key, after)][key] = (before[key], after[key])
   return found
+
+
+def _class_of(key: str, values: dict) -> str:
+  """A key's class; each micro-batch has dropout of its own, so it then belongs to the recipe."""
+  random = ("model.dropout", "model.attention_dropout", "model.stochastic_depth")
+  if key == "micro_batch" and any(values[name] for name in random):
+    return RECIPE
+  return FIELDS[key].key_class
 
 
 def recipes() -> dict[str, pathlib.Path]:
@@ -434,15 +482,14 @@ def _check(key: str, value, origin: str):
     if not isinstance(value, (tuple, list)) or len(value) != field.length:
       _refuse(key, value, f"{field.length} numbers, as in (0.5, 0.5, 0.5)", origin)
     return tuple(_check_scalar(key, item, origin) for item in value)
+  if field.is_rules:
+    return _check_rules(key, value, origin)
   value = _check_scalar(key, value, origin)
   if field.is_path:
     # A run is resumed and evaluated from anywhere.
     value = os.path.abspath(os.path.expanduser(value))
   if field.is_regex:
-    try:
-      re.compile(value)
-    except re.error as error:
-      _refuse(key, value, f"a regular expression ({error})", origin)
+    _check_regex(key, value, value, origin)
   begins = isinstance(value, str) and value.startswith(field.prefixes)
   if field.choices and value not in field.choices and not begins:
     near = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
@@ -456,9 +503,27 @@ def _check(key: str, value, origin: str):
   return value
 
 
+def _check_rules(key, value, origin) -> tuple[tuple[str, float], ...]:
+  pairs = value if isinstance(value, (tuple, list)) else (None,)
+  for pair in pairs:
+    if not isinstance(pair, (tuple, list)) or [*map(type, pair)] not in ([str, int], [str, float]):
+      _refuse(key, value, "(regex, number) pairs, as in (('^head/', 10.0),)", origin)
+    _check_regex(key, value, pair[0], origin)
+  return tuple((pattern, float(number)) for pattern, number in pairs)
+
+
+def _check_regex(key, value, pattern: str, origin) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    _refuse(key, value, f"a regular expression ({error})", origin)
+
+
 def _check_scalar(key, value, origin):
   """Exact types: an int becomes a float where a float is due, a bool is never a number."""
   expected = FIELDS[key].value_type
+  if isinstance(value, str) and value in FIELDS[key].words:
+    return value
   if expected is float and type(value) is int:
     value = float(value)
   if type(value) is not expected:

@@ -7,12 +7,15 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
+from vit_jax import config as config_lib
 from vit_jax import durations
+from vit_jax import micro_batch
 from vit_jax.batch_ops.prepare import prepare_batch
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import training_flops
 from vit_jax.models.vit import ViT
 from vit_jax.objectives.supervised import Supervised
+from vit_jax.optim import rules
 from vit_jax.optim.optimizer import make_optimizer
 from vit_jax.optim.schedule import make_schedule
 from vit_jax.parallel import mesh as mesh_lib
@@ -21,12 +24,17 @@ from vit_jax.resolve import model_arguments
 from vit_jax.step import init_state, make_train_step
 
 
+# Keys of config.optimizer that are used beside the chain of transformations.
+_RULES = ("weight_decay_mask", "learning_rate_rules", "layer_decay", "freeze")
+_NOT_THE_CHAINS = ("learning_rate", "learning_rate_batch_size", "ema_decay")
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """A run's parts, ready to be started.
 
   Attributes:
-    config: resolved; no key of `model` or `input` that matters is open.
+    config: resolved; no key of `model` or `input` that matters is open, `micro_batch` a number.
     mesh: over all devices.
     total_steps: of the whole run.
     steps_in: a duration's text to steps.
@@ -85,6 +93,10 @@ def make_plan(
         f"{config.total!r} is {total_steps}: train longer, or warm up for less"
     )
 
+  rate = config.optimizer.learning_rate
+  if base := config.optimizer.learning_rate_batch_size:
+    rate *= batch_size / base  # linear scaling (arXiv 1706.02677, section 2.1)
+
   model_config = model_arguments(config, num_classes=num_classes)
   objective = Supervised(
       ViT(**model_config), loss_name=config.objective.loss, head_bias=config.objective.head_bias,
@@ -92,14 +104,16 @@ def make_plan(
   )
   schedule = make_schedule(
       config.schedule.name,
-      learning_rate=config.optimizer.learning_rate,
+      learning_rate=rate,
       end_learning_rate=config.schedule.end_learning_rate,
       warmup_steps=warmup_steps,
       total_steps=total_steps,
+      cooldown_steps=steps_in(config.schedule.cooldown),
+      timescale_steps=max(1, steps_in(config.schedule.timescale)),
   )
   optimizer = make_optimizer(
-      schedule=schedule,
-      **{k: v for k, v in config.optimizer.items() if k not in ("learning_rate", "ema_decay")},
+      schedule=schedule, peak_learning_rate=rate, depth=model_config["depth"],
+      **{k: v for k, v in config.optimizer.items() if k not in _NOT_THE_CHAINS},
   )
   prepare = functools.partial(
       prepare_batch,
@@ -116,6 +130,19 @@ def make_plan(
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
   abstract = jax.eval_shape(init, init_key)
   state_shardings = sharding.shardings(abstract, mesh)
+  step_key = jax.device_put(step_key, mesh_lib.replicated(mesh))
+  frozen = config.optimizer.freeze
+  train_step = lambda size: make_train_step(
+      objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings,
+      ema_decay=ema_decay, micro_batches=batch_size // size,
+      frozen=frozen and rules.frozen_mask(abstract.params, frozen),
+  )
+  config = _with_micro_batch(
+      config, mesh,
+      lambda size: micro_batch.step_bytes(
+          train_step(size), abstract, _abstract_batch(config), step_key
+      ),
+  )
   return Plan(
       config=config,
       mesh=mesh,
@@ -126,14 +153,40 @@ def make_plan(
       schedule=schedule,
       init=init,
       init_key=init_key,
-      step_key=jax.device_put(step_key, mesh_lib.replicated(mesh)),
+      step_key=step_key,
       abstract=abstract,
       state_shardings=state_shardings,
-      train_step=make_train_step(
-          objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings,
-          ema_decay=ema_decay,
-      ),
+      train_step=train_step(config.micro_batch or batch_size),
   )
+
+
+def _with_micro_batch(config, mesh, needed: Callable[[int], int]):
+  """The config with "auto" replaced by what fits, and the rest checked."""
+  shards = mesh_lib.data_shards(mesh)
+  size = config.micro_batch
+  if size == "auto":
+    available = micro_batch.device_bytes(mesh.devices.flat[0])
+    size, taken = micro_batch.largest_that_fits(
+        needed, batch_size=config.input.batch_size, data_shards=shards, available=available
+    )
+    print(
+        f"micro_batch: {size} of {config.input.batch_size} examples at a time need "
+        f"{taken / 1e9:.2f} GB of the {available / 1e9:.2f} GB of a device"
+    )
+    return config_lib.replace(config, {"micro_batch": size})
+  if size is not None:
+    micro_batch.micro_batches(config.input.batch_size, size, shards)
+  return config
+
+
+def _abstract_batch(config) -> dict:
+  """Shapes of a batch whose images have one label each."""
+  size, side = config.input.batch_size, config.model.image_size
+  return {
+      "image": jax.ShapeDtypeStruct((size, side, side, 3), np.uint8),
+      "label": jax.ShapeDtypeStruct((size,), np.int32),
+      "mask": jax.ShapeDtypeStruct((size,), np.float32),
+  }
 
 
 def describe(plan: Plan) -> str:
@@ -152,7 +205,10 @@ def describe(plan: Plan) -> str:
       f"({plan.config.total})",
       "parameters:",
       sharding.placement_table(sharding.place(params, mesh)),
+      "optimizer:",
   ]
+  told = {name: plan.config.optimizer[name] for name in _RULES}
+  lines += [f"  {line}" for line in rules.describe(params, depth=model["depth"], **told)]
   return "\n".join(lines)
 
 

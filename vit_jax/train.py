@@ -28,6 +28,7 @@ from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
+from vit_jax.micro_batch import advice_when_out_of_memory
 from vit_jax.models.flops import training_flops
 from vit_jax.observe.metrics import MetricsWriter
 from vit_jax.observe.peaks import peak_flops
@@ -98,6 +99,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         num_classes=len(dataset.classes),
         class_weights=weights and class_weights(weights, dataset.splits["train"]),
     )
+    config = plan.config
     resume.check_not_beyond(last_step, plan.total_steps)
     transform = _train_transform(config)
     print(
@@ -136,6 +138,11 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         run.bad_records_path(jax.process_index()), max_fraction=config.input.max_bad_fraction
     )
     batches = _train_input(plan, dataset.splits["train"], transform, examples_seen, bad)
+    stack.enter_context(
+        advice_when_out_of_memory(
+            config.micro_batch or config.input.batch_size, mesh_lib.data_shards(plan.mesh)
+        )
+    )
     _loop(
         plan,
         state,

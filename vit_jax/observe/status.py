@@ -69,6 +69,8 @@ def format_status(status: dict) -> str:
   if best := status["best"]:
     lines.append(f"  best          step {best['step']}, {best['metric']} {best['value']:.6g}")
   for name, value in sorted(status["metrics"].items()):
+    if "_norm/" in name:
+      continue  # of each block: in --json and in metrics.jsonl
     lines.append(f"  {name}  {'not finite' if value is None else format(value, '.6g')}")
   return "\n".join(lines)
 

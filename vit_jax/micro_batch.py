@@ -1,0 +1,104 @@
+"""How many examples are computed at a time, so that a step fits into the memory of the devices."""
+
+import contextlib
+import os
+from typing import Callable
+
+import jax
+
+from vit_jax.errors import ConfigError
+
+# What other arrays than a step's (the next batch, an evaluation) and fragmentation may take.
+_RESERVED = 0.08
+
+
+def micro_batches(batch_size: int, micro_batch: int, data_shards: int) -> int:
+  """Into how many parts a batch is divided.
+
+  Raises:
+    ConfigError: it cannot be; the nearest value that can is named.
+  """
+  possible = sizes(batch_size, data_shards)
+  if micro_batch not in possible:
+    near = min(possible, key=lambda size: abs(size - micro_batch))
+    raise ConfigError(
+        f"config.micro_batch is {micro_batch}: it must divide config.input.batch_size {batch_size} "
+        f"and be a multiple of the {data_shards} data shards; the nearest is {near}"
+    )
+  return batch_size // micro_batch
+
+
+def sizes(batch_size: int, data_shards: int) -> list[int]:
+  """Every possible `config.micro_batch`, the largest first."""
+  return [
+      batch_size // parts for parts in range(1, batch_size // data_shards + 1)
+      if batch_size % (parts * data_shards) == 0
+  ]
+
+
+def largest_that_fits(
+    needed: Callable[[int], int], *, batch_size: int, data_shards: int, available: int
+) -> tuple[int, int]:
+  """Finds the largest micro-batch of 1, 1/2, 1/4, ... of a batch by compiling its step.
+
+  Args:
+    needed: bytes on a device at `config.micro_batch`, see `step_bytes`.
+    available: bytes on a device.
+
+  Returns:
+    The micro-batch, and the bytes that it needs.
+
+  Raises:
+    ConfigError: not even one example a device fits.
+  """
+  size, usable = batch_size, (1 - _RESERVED) * available
+  while True:
+    bytes_needed = needed(size)
+    if bytes_needed <= usable:
+      return size, bytes_needed
+    if size % (2 * data_shards):
+      raise ConfigError(
+          f"a micro-batch of {size} needs {bytes_needed / 1e9:.2f} GB on a device that has "
+          f"{available / 1e9:.2f} GB, and is the smallest of config.input.batch_size {batch_size}: "
+          "set config.mesh.fsdp to shard the parameters over more devices, or take a smaller model"
+      )
+    size //= 2
+
+
+def step_bytes(train_step, *abstract) -> int:
+  """Bytes on a device that a jitted step takes, as its compiler planned them."""
+  memory = train_step.lower(*abstract).compile().memory_analysis()
+  return (
+      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+  )
+
+
+def device_bytes(device: jax.Device) -> int:
+  """Memory of a device; of a CPU its share of the machine's."""
+  limit = (device.memory_stats() or {}).get("bytes_limit")
+  if limit:
+    return limit
+  host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return host // jax.local_device_count()
+
+
+@contextlib.contextmanager
+def advice_when_out_of_memory(micro_batch: int, data_shards: int):
+  """Turns a device's "out of memory" into what to try next.
+
+  Raises:
+    ConfigError: in place of what jax raises.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    smaller = sizes(micro_batch, data_shards)[1:]
+    advice = (
+        f"set config.micro_batch={smaller[0]} (now {micro_batch})" if smaller
+        else "set config.mesh.fsdp to shard the parameters over more devices"
+    )
+    first = str(error).partition("\n")[0]
+    raise ConfigError(f"the devices are out of memory ({first}): {advice}") from error
