@@ -114,6 +114,18 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
       help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) differ; "
       "config_history.jsonl records it")
 
+  add = verb("sweep", _sweep, "Train the runs that a recipe's sweep() lists; test the best.", """\
+  vit-jax sweep --config=finetune:cifar10 --config.init.checkpoint=REF --config.input.path=DIR \\
+      --workdir=runs/sweep
+  vit-jax sweep --config=... --workdir=runs/sweep --print             what it would train
+  vit-jax sweep --config=... --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID      one of them
+Each run lies in a directory of its own and is skipped once finished.  DIR/sweep.csv compares them
+by the held-out split; DIR/winner.json names the best, which alone is evaluated on the test split.""")
+  add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="a recipe with sweep()")
+  add("--workdir", required=True, metavar="DIR", help="directory of the runs, made if missing")
+  add("--index", type=int, metavar="N", help="train only run N, from 0 [all]")
+  add("--print", action="store_true", help="list the runs, and train none")
+
   add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
   vit-jax evaluate --model=runs/digits --output=accuracy.json
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos""")
@@ -224,6 +236,24 @@ def _train(arguments, overrides):
   from vit_jax.train import train
 
   train(loaded, workdir=arguments.workdir, amend=arguments.amend)
+
+
+def _sweep(arguments, overrides):
+  from vit_jax import config, resume
+  from vit_jax.checkpoint.run import RunDirectory
+
+  config.load(arguments.config, overrides)
+  resume.pin_cpu_threads(RunDirectory(arguments.workdir))
+  from vit_jax.sweep import members, sweep
+
+  everything = members(arguments.config, overrides, arguments.workdir)
+  if arguments.index is not None and not 0 <= arguments.index < len(everything):
+    raise ConfigError(f"--index={arguments.index}: the sweep has the runs 0 to {len(everything) - 1}")
+  chosen = everything if arguments.index is None else [everything[arguments.index]]
+  if arguments.print:
+    print("\n".join(f"{member.workdir}: {member.values}" for member in chosen))
+  else:
+    sweep(chosen, everything, workdir=arguments.workdir)
 
 
 def _evaluate(arguments, overrides):

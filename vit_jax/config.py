@@ -8,6 +8,7 @@ of three classes, which decide what may change when a run is resumed:
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -350,11 +351,36 @@ def override(config: FrozenConfigDict, overrides: dict[str, str]) -> FrozenConfi
   Raises:
     ConfigError: unknown key, wrong type or value.
   """
-  values = _flatten(config)
-  for key, text in overrides.items():
+  for key in overrides:
     _check_known(key, origin="the command line")
-    values[key] = _parse(key, text)
-  return complete(values, origin="the command line")
+  values = {key: _parse(key, text) for key, text in overrides.items()}
+  return override_values(config, values, origin="the command line")
+
+
+def override_values(config: FrozenConfigDict, values: dict[str, Any], *, origin: str):
+  """Returns the config with keys (dotted) set to values; raises as `override`."""
+  for key in values:
+    _check_known(key, origin=origin)
+  return complete(_flatten(config) | values, origin=origin)
+
+
+def sweep(spec: str) -> list[dict[str, Any]]:
+  """What a recipe's `sweep(arg)` varies: dotted keys to values, one dict for each run.
+
+  Raises:
+    ConfigError: it has no such function, or that returns something else.
+  """
+  path, arg, module = _recipe_module(spec)
+  if not hasattr(module, "sweep"):
+    raise ConfigError(
+        f"--config={spec}: {path} defines no sweep(arg), a function that returns a list such as "
+        '[{"optimizer.learning_rate": 0.01}, {"optimizer.learning_rate": 0.03}]'
+    )
+  with _refusals(spec, path):
+    found = list(module.sweep(arg or None))
+  if not found or not all(isinstance(values, dict) and values for values in found):
+    raise ConfigError(f"{path}: sweep(arg) must return a list of dicts of keys and values")
+  return found
 
 
 def complete(values: dict[str, Any], *, origin: str) -> FrozenConfigDict:
@@ -412,6 +438,18 @@ def recipes() -> dict[str, pathlib.Path]:
 
 def _run_recipe(spec: str):
   """Executes `get_config(ARG)` of NAME[:ARG] or FILE.py[:ARG]."""
+  path, arg, module = _recipe_module(spec)
+  with _refusals(spec, path):
+    if not hasattr(module, "get_config"):
+      raise ValueError(f"{path} has no function get_config(arg) that returns a ConfigDict")
+    config = module.get_config(arg or None)
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f"{path}: get_config(arg) returned {type(config).__name__}, no ConfigDict")
+  return config
+
+
+def _recipe_module(spec: str):
+  """File, argument and executed module of NAME[:ARG] or FILE.py[:ARG]."""
   file = re.fullmatch(r"(.*?\.py)(?::(.*))?", spec)
   name, arg = file.groups() if file else spec.partition(":")[::2]
   path = pathlib.Path(name) if name.endswith(".py") else recipes().get(name)
@@ -425,11 +463,16 @@ def _run_recipe(spec: str):
     raise ConfigError(f"--config={spec}: there is no file {path}")
   module_spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
   module = importlib.util.module_from_spec(module_spec)
-  try:
+  with _refusals(spec, path):
     module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-      raise ValueError(f"{path} has no function get_config(arg) that returns a ConfigDict")
-    config = module.get_config(arg or None)
+  return path, arg, module
+
+
+@contextlib.contextmanager
+def _refusals(spec: str, path: pathlib.Path):
+  """Turns what a recipe raises into a ConfigError."""
+  try:
+    yield
   except ValueError as error:  # how a recipe refuses its argument
     raise ConfigError(f"--config={spec}: {error}") from error
   except Exception as error:  # a file of the user's, which may hold any mistake
@@ -437,9 +480,6 @@ def _run_recipe(spec: str):
         f"{path} does not run: {type(error).__name__}: {error}. --debug shows where; "
         "get_config(arg) must return a ConfigDict"
     ) from error
-  if not isinstance(config, ConfigDict):
-    raise ConfigError(f"{path}: get_config(arg) returned {type(config).__name__}, no ConfigDict")
-  return config
 
 
 def _flatten(tree, prefix: str = "") -> dict[str, Any]:

@@ -122,7 +122,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "init": info["init"] if info else pretrained and pretrained.ref,
           "classes": list(dataset.classes),
           "fingerprint": dataset.fingerprint,
-          "evaluation_split": split,
+          "evaluation_split": evaluated.split,
           "best_metric": best,
           "total_steps": plan.total_steps,
           "environment": environment,

@@ -1,0 +1,103 @@
+"""Several runs, the best by the held-out split, and the test split for the winner alone."""
+
+import csv
+import json
+
+import pytest
+
+from test_folder_run import TINY, run, write_folder
+
+RECIPE = '''
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+  config = ConfigDict()
+  config.input = dict(dataset="folder", crop="none")
+  config.schedule = dict(name="constant")
+  config.total = "25 steps"
+  config.evaluate = dict(every="25 steps")
+  return config
+
+
+def sweep(arg=None):
+  good = {"optimizer.learning_rate": 5e-3}
+  return {
+      # A head that stays at zero prefers nothing.
+      None: [{"optimizer.learning_rate": 1e-3, "optimizer.freeze": "^head/"}, good],
+      "explodes": [{"optimizer.learning_rate": 1e38}, good],
+      "bad": [{"optimizer.learning_rate": "fast"}],
+  }[arg]
+'''
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+  root = tmp_path_factory.mktemp("sweep")
+  (root / "colors.py").write_text(RECIPE)
+  for split, images in (("train", 16), ("validation", 8), ("test", 8)):
+    write_folder(root / "photos" / split, images=images)
+  return root
+
+
+def sweep(recipe, workdir, *more, capsys, arg=""):
+  return run(
+      "sweep", f"--config={recipe / 'colors.py'}{arg}", f"--workdir={workdir}",
+      f"--config.input.path={recipe / 'photos'}", *TINY, *more, capsys=capsys,
+  )
+
+
+def table(workdir):
+  return list(csv.DictReader((workdir / "sweep.csv").open()))
+
+
+def test_the_best_is_tested(recipe, tmp_path, capsys):
+  code, out, err = sweep(recipe, tmp_path, "--print", capsys=capsys)
+  assert code == 0 and out.count("optimizer.learning_rate") == 2, err
+  assert not list(tmp_path.iterdir())
+
+  code, out, err = sweep(recipe, tmp_path, "--index=1", capsys=capsys)
+  assert code == 0, err
+  assert [row["state"] for row in table(tmp_path)] == ["waiting", "finished"]
+  assert not (tmp_path / "winner.json").exists()
+
+  code, out, err = sweep(recipe, tmp_path, capsys=capsys)
+  assert code == 0 and "01_learning_rate=0.005: finished already" in out, err
+  frozen, quick = table(tmp_path)
+  assert frozen["measure"] == quick["measure"] == "eval/validation/accuracy"
+  assert float(quick["value"]) > float(frozen["value"])
+  assert quick["optimizer.learning_rate"] == "0.005"
+  winner = json.loads((tmp_path / "winner.json").read_text())
+  assert winner["run"] == "01_learning_rate=0.005" and winner["value"] == float(quick["value"])
+  assert winner["test_split"] == "test" and winner["test"]["examples"] == 24
+  for member in (frozen, quick):
+    lines = (tmp_path / member["run"] / "metrics.jsonl").read_text()
+    assert "eval/validation/accuracy" in lines and "eval/test" not in lines
+
+  written = (tmp_path / "winner.json").read_text()
+  code, out, _ = sweep(recipe, tmp_path, capsys=capsys)
+  assert code == 0 and "wins with" in out and (tmp_path / "winner.json").read_text() == written
+
+
+@pytest.mark.slow
+def test_a_run_that_explodes_is_left_out(recipe, tmp_path, capsys):
+  code, out, err = sweep(recipe, tmp_path, arg=":explodes", capsys=capsys)
+  assert code == 0, err
+  assert [row["state"] for row in table(tmp_path)] == ["failed", "finished"]
+  assert "not finite" in (tmp_path / "00_learning_rate=1e+38.failed").read_text()
+  assert json.loads((tmp_path / "winner.json").read_text())["run"] == "01_learning_rate=0.005"
+
+
+@pytest.mark.parametrize("arg, more, message", [
+    ("", ["--index=2"], "the sweep has the runs 0 to 1"),
+    ("", ["--config.optimizer.learning_rate=0.1"], "is what the sweep"),
+    (":bad", [], "config.optimizer.learning_rate to 'fast'"),
+])
+def test_what_is_refused(recipe, tmp_path, capsys, arg, more, message):
+  code, _, err = sweep(recipe, tmp_path, *more, arg=arg, capsys=capsys)
+  assert code == 2 and message in err
+
+
+def test_a_recipe_without_a_sweep(tmp_path, capsys):
+  code, _, err = run("sweep", "--config=folder", f"--workdir={tmp_path}", capsys=capsys)
+  assert code == 2 and "defines no sweep(arg)" in err

@@ -1,0 +1,164 @@
+"""Several runs of one recipe with other values, and the best of them by its held-out split.
+
+    DIR/00_learning_rate=0.003/    a run like any other
+    DIR/sweep.csv                  a line each: values, state, measure
+    DIR/winner.json                the best, and what it reaches on the test split
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+from typing import Any
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoint import atomic
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.errors import ConfigError, NonFiniteError
+from vit_jax.evaluate import evaluate
+from vit_jax.observe.status import read_status
+from vit_jax.train import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One run of a sweep.
+
+  Attributes:
+    values: dotted config keys to values, what the recipe's `sweep()` says of it.
+    config: the whole config.
+    workdir: its directory.
+  """
+
+  values: dict[str, Any]
+  config: Any
+  workdir: pathlib.Path
+
+  @property
+  def failure(self) -> pathlib.Path:
+    """A file that says why it cannot be finished."""
+    return self.workdir.with_name(self.workdir.name + ".failed")
+
+
+def members(spec: str, overrides: dict[str, str], workdir: str) -> list[Member]:
+  """The runs that a recipe's `sweep()` asks for, in its order.
+
+  Raises:
+    ConfigError: the recipe has no sweep, or an unknown key or wrong value in it, or two are alike.
+  """
+  base = config_lib.load(spec, overrides)
+  found = []
+  for number, values in enumerate(config_lib.sweep(spec)):
+    for key in values:
+      if key in overrides:
+        raise ConfigError(
+            f"--config.{key} is what the sweep of {spec} varies: leave it out, or train one run"
+        )
+    config = config_lib.override_values(base, values, origin=f"the sweep of {spec}")
+    text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+    name = f"{number:02d}_" + re.sub(r"[^\w.,=+-]+", "-", text)[:100]
+    found.append(Member(values, config, pathlib.Path(workdir) / name))
+  if len({json.dumps(config_lib.to_json(member.config)) for member in found}) < len(found):
+    raise ConfigError(f"the sweep of {spec} holds the same values twice")
+  return found
+
+
+def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> None:
+  """Trains the chosen members that are not finished; then compares all that are.
+
+  A member whose training is no longer finite is recorded and left out; the others go on.
+
+  Args:
+    chosen: some of `everything`: a job of an array does one.
+    workdir: of the sweep, made if missing.
+
+  Raises:
+    what `train` raises, except NonFiniteError.
+  """
+  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  for member in chosen:
+    if _state(member) in ("finished", "failed"):
+      print(f"{member.workdir}: {_state(member)} already")
+      continue
+    print(f"{member.workdir}: {member.values}")
+    try:
+      train(member.config, workdir=member.workdir)
+    except NonFiniteError as error:
+      print(f"{member.workdir}: failed: {error}")
+      atomic.write_text(member.failure, f"{error}\n")
+    _write_table(everything, workdir)
+  _write_table(everything, workdir)
+  if all(_state(member) in ("finished", "failed") for member in everything):
+    _announce_winner(everything, workdir)
+
+
+def _state(member: Member) -> str:
+  """"waiting", "begun", "finished" or "failed"."""
+  if member.failure.exists():
+    return "failed"
+  if not RunDirectory(member.workdir).exists():
+    return "waiting"
+  status = read_status(str(member.workdir))
+  return "finished" if status["state"] == "complete" else "begun"
+
+
+def _measure(member: Member) -> tuple[str, float | None]:
+  """Name of the measure, and the member's last value, or best where its best is kept."""
+  status = read_status(str(member.workdir))
+  if best := status["best"]:
+    return best["metric"], best["value"]
+  name = f"eval/{_evaluated(member)}/accuracy"
+  return name, status["metrics"].get(name)
+
+
+def _evaluated(member: Member) -> str:
+  return RunDirectory(member.workdir).read_info()["evaluation_split"]
+
+
+def _write_table(everything: list[Member], workdir: str) -> None:
+  keys = list(dict.fromkeys(key for member in everything for key in member.values))
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator="\n")
+  table.writerow(["run", *keys, "state", "measure", "value"])
+  for member in everything:
+    state = _state(member)
+    measure = _measure(member) if state == "finished" else ("", "")
+    values = [member.values.get(key, "") for key in keys]
+    table.writerow([member.workdir.name, *values, state, *measure])
+  atomic.write_text(pathlib.Path(workdir) / "sweep.csv", text.getvalue())
+
+
+def _tested(winner: Member) -> dict:
+  """What the winner reaches on a split that nothing was chosen by: test, else validation."""
+  ref = f"{winner.workdir}@best" if winner.config.checkpoint.best_metric else str(winner.workdir)
+  held_out = _evaluated(winner)
+  for split in ("test", "validation"):
+    if split == held_out:
+      break
+    try:
+      found = evaluate(ref, config_spec=None, overrides={"evaluate.split": split})
+      return {"test_split": split, "test": found["metrics"]}
+    except ConfigError:  # the data set has no such split
+      continue
+  print(f"{winner.workdir.parent}: no split is left to test on: the winner was chosen by {held_out}")
+  return {}
+
+
+def _announce_winner(everything: list[Member], workdir: str) -> None:
+  """Chooses by the held-out split; only the winner sees the test split, once."""
+  finished = [member for member in everything if _state(member) == "finished"]
+  measured = [(member, *_measure(member)) for member in finished]
+  measured = [row for row in measured if row[2] is not None]
+  if not measured:
+    raise ConfigError(f"{workdir}: no run of the sweep finished with a measure: see sweep.csv")
+  winner, name, value = max(measured, key=lambda row: row[2])
+  report = {"run": winner.workdir.name, "values": winner.values, "measure": name, "value": value}
+  file = pathlib.Path(workdir) / "winner.json"
+  if file.exists() and json.loads(file.read_text()).items() >= report.items():
+    print(f"{file}: {winner.workdir.name} wins with {name} {value:.6g}")
+    return
+  report |= _tested(winner)
+  atomic.write_text(file, json.dumps(report, indent=2) + "\n")
+  print(f"{file}: {winner.workdir.name} wins with {name} {value:.6g}")
