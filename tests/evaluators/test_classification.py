@@ -145,3 +145,71 @@ def test_several_labels_and_none(mesh):
       "accuracy": right / counted, "loss": pytest.approx(np.mean(losses), rel=1e-6),
       "examples": counted, "unreadable": 1,
   }
+
+
+def top5_problem(*, classes, several):
+  """Scores with many ties, and one to three labels each."""
+  rng = np.random.default_rng(4)
+  scores = rng.integers(0, 5, (EXAMPLES, classes)).astype(np.float32)
+  labels = np.full((EXAMPLES, 3), -1, np.int32)
+  for row in labels:
+    own = rng.choice(classes, rng.integers(1, 4 if several else 2), replace=False)
+    row[: len(own)] = np.sort(own)
+  return scores, labels
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one label", "several labels"])
+@pytest.mark.parametrize("classes", [6, 30])
+def test_top5_with_ties(mesh, classes, several):
+  """A stable sort in NumPy: of equal scores the lower class comes first."""
+  scores, labels = top5_problem(classes=classes, several=several)
+  size = -(-EXAMPLES // BATCH) * BATCH
+  pad = lambda rows: np.concatenate(
+      [rows, np.zeros((size - EXAMPLES, *rows.shape[1:]), rows.dtype)]
+  )
+  mask = np.ones(EXAMPLES, np.float32)
+  mask[2] = 0
+  host = {"image": pad(scores), "label": pad(labels[:, 0]), "mask": pad(mask)}
+  if several:
+    host["labels"] = pad(labels)
+  sharding = NamedSharding(mesh, PartitionSpec("data"))
+  got = Classification(
+      name="top5", logits=lambda p, batch: batch["image"],
+      batches=lambda: (
+          jax.device_put({k: v[i : i + BATCH] for k, v in host.items()}, sharding)
+          for i in range(0, size, BATCH)
+      ),
+      examples=EXAMPLES, out_sharding=NamedSharding(mesh, PartitionSpec()),
+  ).run({})
+  order = np.argsort(-scores, axis=1, kind="stable")
+  right = [
+      [bool({*order[i, :best]} & {*labels[i]}) for i in range(EXAMPLES) if i != 2]
+      for best in (1, 5)
+  ]
+  assert got["accuracy"] == sum(right[0]) / EXAMPLES
+  assert got["accuracy_top5"] == sum(right[1]) / EXAMPLES
+  assert 0 < got["accuracy"] < got["accuracy_top5"] < 1
+
+
+def test_a_model_that_answers_nan_is_never_right(mesh):
+  got = evaluator(mesh).run(params() * np.nan)
+  assert got["accuracy"] == 0 and np.isnan(got["loss"])
+
+
+def test_five_classes_have_no_top5(mesh):
+  assert "accuracy_top5" not in evaluator(mesh).run(params())
+
+
+def test_counts_beyond_what_float32_and_int32_hold(mesh):
+  """300 batches of 2^24 + 1 right examples, whose counting is given and whose adding is tested."""
+  measured = evaluator(mesh)
+  step = {
+      "correct": np.int32(2**24 + 1), "loss": np.float32(2**24), "readable": np.int32(2**24 + 1),
+      "unlabeled": np.int32(0),
+  }
+  measured._count = lambda params, batch: step
+  measured._batches = lambda: range(300)
+  measured._examples = 300 * (2**24 + 1)
+  got = measured.run(params())
+  assert got["accuracy"] == 1 and got["unreadable"] == 0 and got["examples"] > 2**32
+  assert got["loss"] == 2**24 / (2**24 + 1)

@@ -1,0 +1,53 @@
+"""A classifier's answer for each example of a split; `confusion` and `calibration` measure it."""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.evaluators.gather import Gather
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """Of N examples, in the order of the split.
+
+  Attributes:
+    labels: int32 `[N]`, -1 where an example has none.
+    predicted: int32 `[N]`, the class of the greatest logit, of equal ones the lowest.
+    confidence: float32 `[N]`, in 0..1, the softmax probability of that class.
+    readable: bool `[N]`; the other rows of `predicted` and `confidence` mean nothing.
+  """
+
+  labels: np.ndarray
+  predicted: np.ndarray
+  confidence: np.ndarray
+  readable: np.ndarray
+
+  @property
+  def unreadable(self) -> int:
+    """How many examples have a label and an image that could not be read."""
+    return int(np.sum((self.labels >= 0) & ~self.readable))
+
+
+class PredictionCollector:
+  """Collects the predictions of a model on a split."""
+
+  def __init__(self, *, logits: Callable, batches: Callable, examples: int, out_sharding):
+    """Args and errors as of `classification.Classification` and `gather.Gather`."""
+
+    def answer(params, batch):
+      scores = logits(params, batch).astype(jnp.float32)
+      return {
+          "predicted": jnp.argmax(scores, axis=-1).astype(jnp.int32),
+          "confidence": jnp.max(jax.nn.softmax(scores), axis=-1),
+      }
+
+    self._gather = Gather(
+        function=answer, batches=batches, examples=examples, out_sharding=out_sharding
+    )
+
+  def run(self, params) -> Predictions:
+    return Predictions(**self._gather.run(params))
