@@ -347,7 +347,7 @@ def test_json_with_a_key_that_is_gone_is_refused():
 def documented_arguments(path):
   """What the recipe's docstring puts after its name: NAME:ARG."""
   text = ast.get_docstring(ast.parse(path.read_text()))
-  return set(re.findall(rf"--config={path.stem}:(\w+)", text))
+  return set(re.findall(rf"--config={path.stem}:([\w./,-]*\w)", text))
 
 
 RECIPES = [

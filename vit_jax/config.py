@@ -35,8 +35,8 @@ class Field:
   `kind` is the type where the default is None, which then stays allowed; `units` makes a string a
   duration, `is_regex` a regular expression, `is_path` one that is made absolute; `choices`,
   `minimum` and `maximum` bound the value, `prefixes` begin what is allowed beside the choices;
-  `words` are texts allowed beside a number; `length` makes it a tuple of that many `kind`, `is_rules` one of (regular expression, number)
-  pairs.
+  `words` are texts that are allowed beside a number or mean no path; `length` makes it a tuple of
+  that many `kind`, `is_rules` one of (regular expression, number) pairs.
   """
 
   default: Any
@@ -158,7 +158,7 @@ FIELDS = {
         choices=("uniform", "class_balanced"),
     ),
     "input.held_out": Field(
-        0.1, IDENTITY, "share held out where no such split exists", minimum=0.001, maximum=0.9
+        0.1, IDENTITY, "share held out where no such split exists; 0: none", minimum=0, maximum=0.9
     ),
     "input.batch_size": Field(128, RECIPE, "examples of one step, over all devices", minimum=2),
     "input.crop": Field(
@@ -245,7 +245,8 @@ FIELDS = {
         choices=("softmax", "sigmoid"),
     ),
     "objective.class_weights": Field(
-        None, RECIPE, "balanced, or a JSON file of {class: weight}; None: all 1", str
+        None, RECIPE, "balanced, or a JSON file of {class: weight}; None: all 1", str,
+        is_path=True, words=("balanced",),
     ),
     "objective.head_bias": Field(0.0, RECIPE, "of the new head, as -10 for 21 843 sigmoids"),
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adam", "adamw", "sgd")),
@@ -525,7 +526,7 @@ def _check(key: str, value, origin: str):
   if field.is_rules:
     return _check_rules(key, value, origin)
   value = _check_scalar(key, value, origin)
-  if field.is_path:
+  if field.is_path and value not in field.words:
     # A run is resumed and evaluated from anywhere.
     value = os.path.abspath(os.path.expanduser(value))
   if field.is_regex:

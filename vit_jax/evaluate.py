@@ -42,6 +42,8 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   config = _config_of(checkpoint, config_spec, overrides)
   config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
   dataset = open_configured(config)
+  for note in dataset.notes:
+    print(f"data: {note}", file=sys.stderr)
   run, _ = split_ref(ref)
   if config_spec is None:
     check_same_data(run, RunDirectory(run).read_info(), dataset)
@@ -124,7 +126,7 @@ def make_evaluator(config, source, *, model, mesh, bad) -> Classification:
 
   return Classification(
       name=source.split, logits=logits, batches=batches, examples=len(source),
-      out_sharding=mesh_lib.replicated(mesh),
+      out_sharding=mesh_lib.replicated(mesh), loss_name=config.objective.loss,
   )
 
 

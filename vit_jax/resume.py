@@ -96,6 +96,16 @@ def check_same_data(path, info: dict, dataset) -> None:
     )
 
 
+def check_same_weights(path, info: dict, weights: tuple[float, ...] | None) -> None:
+  """Raises ConfigError where a file of class weights has changed since the run in `path` began."""
+  before = info.get("class_weights")
+  if before and weights and tuple(before) != weights:
+    raise ConfigError(
+        f"{path} was begun with other class weights: the file config.objective.class_weights has "
+        "changed. Restore it, or give another file's name and --amend"
+    )
+
+
 def environment(mesh) -> dict:
   """What must be equal for a resumed run to be bit-exact; cpu_threads is 0 off the CPU."""
   device = mesh.devices.flat[0]

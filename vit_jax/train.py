@@ -25,7 +25,7 @@ from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import train_batches
-from vit_jax.errors import CheckpointError, NonFiniteError, Preempted
+from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
 from vit_jax.micro_batch import advice_when_out_of_memory
@@ -73,6 +73,11 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     evaluated = evaluation_source(config, dataset, split)
     for note in dataset.notes:
       print(f"data: {note}")
+    if "train" not in dataset.splits:
+      raise ConfigError(
+          f"{dataset.name} has only {', '.join(dataset.splits)}, so that nothing can be trained: "
+          "name other data, or evaluate on this with `vit-jax evaluate`"
+      )
     if info:
       resume.check_same_data(run.path, info, dataset)
 
@@ -93,11 +98,14 @@ def train(requested, *, workdir, amend: bool = False) -> None:
 
     # Mesh, steps, model, optimizer.
     weights = config.objective.class_weights
+    weights = weights and class_weights(weights, dataset.splits["train"])
+    if info:
+      resume.check_same_weights(run.path, info, weights)
     plan = make_plan(
         config,
         examples=len(dataset.splits["train"]),
         num_classes=len(dataset.classes),
-        class_weights=weights and class_weights(weights, dataset.splits["train"]),
+        class_weights=weights,
     )
     config = plan.config
     resume.check_not_beyond(last_step, plan.total_steps)
@@ -122,6 +130,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "init": info["init"] if info else pretrained and pretrained.ref,
           "classes": list(dataset.classes),
           "fingerprint": dataset.fingerprint,
+          "class_weights": weights,
           "evaluation_split": evaluated.split,
           "best_metric": best,
           "total_steps": plan.total_steps,

@@ -7,6 +7,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from vit_jax.data.class_weights import class_weights
+from vit_jax.data.sampling import balance, mix
 from vit_jax.data.source import ArraySource
 from vit_jax.data.split import Subset
 from vit_jax.errors import ConfigError
@@ -56,3 +57,10 @@ def test_files_that_are_refused(tmp_path, text, message):
     file.write_text(text)
   with pytest.raises(ConfigError, match=message):
     class_weights(str(file), source([0]))
+
+
+def test_what_cannot_be_balanced_twice():
+  for drawn in (balance(source([0, 1, 2]), seed=0),
+                mix([source([0]), source([1])], [1, 2], name="m", split="train", seed=0)):
+    with pytest.raises(ConfigError, match="neither a mixture nor sampled class_balanced"):
+      class_weights("balanced", drawn)

@@ -283,10 +283,7 @@ def test_class_without_training_images(tmp_path):
     open_folder(tmp_path)
 
 
-def test_splits_without_train_and_twice(tmp_path):
-  classes(tmp_path / "val", a=1, b=1)
-  with pytest.raises(DataError, match="no train folder"):
-    open_folder(tmp_path)
+def test_a_split_twice(tmp_path):
   classes(tmp_path / "train", a=1, b=1)
   classes(tmp_path / "training", a=1, b=1)
   with pytest.raises(DataError, match="both train/ and training/"):
@@ -354,3 +351,16 @@ def test_missing_labels(tmp_path, text, message):
   (tmp_path / "metadata.csv").write_text(text)
   with pytest.raises(DataError, match=message):
     open_folder(tmp_path)
+
+
+def test_both_columns_are_refused(tmp_path):
+  write(tmp_path / "0.png")
+  (tmp_path / "metadata.csv").write_text("file_name,label,labels\n0.png,a,b;c")
+  with pytest.raises(DataError, match="both label and labels"):
+    open_folder(tmp_path)
+
+
+def test_a_folder_for_evaluation_alone(tmp_path):
+  classes(tmp_path / "validation", a=2, b=3)
+  dataset = open_folder(tmp_path)
+  assert list(dataset.splits) == ["validation"] and dataset.classes == ("a", "b")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -322,3 +323,28 @@ def test_nothing_usable(tmp_path):
     (tmp_path / "in" / label / "1.jpg").write_bytes(b"x")
   with pytest.raises(DataError, match="every image was rejected, the first, a/1.jpg"):
     prepare(source="imagefolder", input=tmp_path / "in", output=tmp_path / "out")
+
+
+def test_several_labels_of_a_folder_and_odd_names(tmp_path):
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  odd = os.fsdecode(b"caf\xe9.jpg")
+  names = ["a.jpg", "b.jpg", "c.jpg"]
+  for i, name in enumerate(names):
+    (folder / name).write_bytes(jpeg(i))
+  lines = ["file_name,labels", "a.jpg,cat;dog", "b.jpg,sofa", "c.jpg,cat;dog;sofa"]
+  (folder / "metadata.csv").write_text("\n".join(lines))
+  prepare(source="imagefolder", input=str(folder), output=str(tmp_path / "out"), workers=1)
+  train = open_array_record(tmp_path / "out", held_out=0).splits["train"]
+  found = {r["name"]: [train.classes[i] for i in r["labels"]] for r in map(train.record, range(3))}
+  assert found == {"a.jpg": ["cat", "dog"], "b.jpg": ["sofa"], "c.jpg": ["cat", "dog", "sofa"]}
+  assert train.max_labels == 3
+  for kind in ("cat", "dog"):
+    (tmp_path / "odd" / kind).mkdir(parents=True)
+    (tmp_path / "odd" / kind / "x.jpg").write_bytes(jpeg(8 + len(kind) + (kind == "cat")))
+  (tmp_path / "odd" / "cat" / odd).write_bytes(jpeg(9))
+  prepare(source="imagefolder", input=str(tmp_path / "odd"), output=str(tmp_path / "o"), workers=1)
+  train = open_array_record(tmp_path / "o", held_out=0).splits["train"]
+  assert sorted(train.record(i)["name"] for i in range(3)) == [
+      "cat/caf\\udce9.jpg", "cat/x.jpg", "dog/x.jpg"
+  ]

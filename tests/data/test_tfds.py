@@ -6,12 +6,14 @@ from pathlib import Path
 import subprocess
 import sys
 
+from PIL import Image
 import pytest
 
 from archives import contents, jpeg
 from vit_jax.data.array_record import open_array_record
 from vit_jax.data.open import open_dataset
 from vit_jax.data.prepare.run import prepare
+from vit_jax.data.source import ArraySource
 from vit_jax.errors import ConfigError, DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -62,10 +64,27 @@ class TinyReal(Tiny):
     return [2, 0][: i % 3]
 
 
+class TinySmall(Tiny):
+  """Images of one small size, as CIFAR-10's."""
+
+  def _info(self):
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+        "image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+        "label": self.label(),
+    }))
+
+  def _generate_examples(self, split, size):
+    for i in range(size):
+      buffer = io.BytesIO()
+      Image.new("RGB", (8, 8), (i, 2, len(split))).save(buffer, "PNG")
+      buffer.seek(0)
+      yield i, {"image": buffer, "label": self.label_of(i)}
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   root = tmp_path_factory.mktemp("tfds")
-  for builder in (Tiny, TinyAlone, TinyReal):
+  for builder in (Tiny, TinyAlone, TinyReal, TinySmall):
     made = builder(data_dir=root, file_format="array_record")
     made.download_and_prepare(file_format="array_record")
   return root
@@ -166,3 +185,16 @@ def test_tensorflow_is_never_loaded(data_dir):
       "assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_small_sets_are_decoded_once(data_dir):
+  dataset = opened("tiny_small", data_dir)
+  train = dataset.splits["train"]
+  assert isinstance(train, ArraySource) and train.images.shape == (40, 8, 8, 3)
+  for i in range(40):
+    record = train.record(i)
+    color = tuple(record["image"][0, 0].tolist())
+    assert color[0] % 3 == record["label"] and color[1:] == (2, 5)
+  assert len(set(train.images[:, 0, 0, 0].tolist())) == 40
+  part = opened("tiny_small", data_dir, split="train[:50%]").splits["train"]
+  assert isinstance(part, ArraySource) and len(part) == 20

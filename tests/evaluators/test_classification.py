@@ -5,6 +5,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 import scipy.special
+import torch
 
 from vit_jax.evaluators.classification import Classification
 
@@ -213,3 +214,31 @@ def test_counts_beyond_what_float32_and_int32_hold(mesh):
   got = measured.run(params())
   assert got["accuracy"] == 1 and got["unreadable"] == 0 and got["examples"] > 2**32
   assert got["loss"] == 2**24 / (2**24 + 1)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("several", [False, True])
+def test_the_loss_of_sigmoids_is_pytorchs(mesh, several):
+  features, labels = split()
+  rows = labels[:, None]
+  if several:
+    rows = np.stack([labels, np.where(labels == 2, -1, 2)], axis=1)
+  size = -(-EXAMPLES // BATCH) * BATCH
+  pad = ((0, size - EXAMPLES), (0, 0))
+  batch = {
+      "image": np.pad(features, pad), "label": np.pad(rows, pad)[:, 0], "labels": np.pad(rows, pad),
+      "mask": np.arange(size) < EXAMPLES,
+  }
+  sharding = NamedSharding(mesh, PartitionSpec("data"))
+  got = Classification(
+      name="x", logits=lambda p, b: b["image"] @ p, examples=EXAMPLES, loss_name="sigmoid",
+      batches=lambda: iter([jax.device_put(batch, sharding)]),
+      out_sharding=NamedSharding(mesh, PartitionSpec()),
+  ).run(params())
+  target = np.zeros((EXAMPLES, CLASSES), np.float32)
+  for row, own in zip(target, rows):
+    row[own[own >= 0]] = 1
+  wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+      torch.tensor(features @ params()), torch.tensor(target), reduction="sum"
+  )
+  assert got["loss"] == pytest.approx(float(wanted) / EXAMPLES, rel=1e-5)

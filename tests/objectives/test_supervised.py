@@ -162,3 +162,10 @@ def test_the_head_starts_at_its_bias(batch):
   np.testing.assert_array_equal(params["head"]["bias"], np.full(CLASSES, -10, np.float32))
   params["head"]["bias"] = plain["head"]["bias"]
   jax.tree.map(np.testing.assert_array_equal, params, plain)
+
+
+def test_several_labels_share_a_softmax_target(params, batch):
+  target = multi_hot_targets()
+  target[:, 0] = 1
+  losses, _ = expected(params, batch | {"target": target / target.sum(axis=1, keepdims=True)})
+  assert loss(params, batch | {"target": target})[0] == pytest.approx(losses.sum(), rel=1e-5)

@@ -46,6 +46,10 @@ class ArrayRecordSource:
   def __len__(self) -> int:
     return len(self.shards) if self.indices is None else len(self.indices)
 
+  def __getstate__(self) -> dict:
+    # A worker reads records; labels of millions of them would only fill its memory.
+    return self.__dict__ | {"labels": self.labels[:0]}
+
   def record(self, index: int) -> Record:
     """Reads one example, with "labels".
 

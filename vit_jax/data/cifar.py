@@ -170,6 +170,8 @@ def _field(fields: dict, key: bytes, where: str):
 def _python_batch(fields: dict, labels_key: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
   data = np.asarray(_field(fields, b"data", where))
   labels = np.asarray(_field(fields, labels_key, where))
+  if labels.dtype.kind not in "iu" or labels.ndim != 1:
+    raise DataError(f"{where} has labels that are no numbers: download it again from {_URL}")
   if data.dtype != np.uint8 or data.shape != (len(labels), _PIXELS):
     raise DataError(
         f"{where} has {data.shape} pixels of {data.dtype} for {len(labels)} labels; it should "

@@ -15,15 +15,21 @@ def class_weights(spec: str, source: Source) -> tuple[float, ...]:
 
   Args:
     spec: "balanced" for N / (classes x records of the class), as scikit-learn's
-      `compute_class_weight`, where of several labels the first counts; or a JSON file of
-      {class: weight}, in which classes that are not named weigh 1.
+      `compute_class_weight`; or a JSON file of {class: weight}, in which classes that are not
+      named weigh 1.
 
   Raises:
-    ConfigError: the source does not list its labels, a class has no records, or the file is no
-      such object or names a class that does not exist.
+    ConfigError: the source does not list its labels, lists several for an image, or is drawn in
+      another proportion; a class has no records; or the file is no such object or names a class
+      that does not exist.
   """
   if spec != "balanced":
     return _of_file(Path(spec), source.classes)
+  if hasattr(source, "record_at") or source.max_labels > 1:
+    raise ConfigError(
+        "config.objective.class_weights is 'balanced', which is for data of one label an image "
+        "that is neither a mixture nor sampled class_balanced: give a file of weights"
+    )
   labels = getattr(source, "labels", None)
   if labels is None:
     raise ConfigError(

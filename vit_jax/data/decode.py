@@ -49,7 +49,7 @@ def decode(data: bytes, *, exif_orientation: bool) -> np.ndarray:
   """Decodes an image file of any format that Pillow knows; of animations the first frame.
 
   Pixels equal those of `PIL.Image.open(...).convert("RGB")`, except that 16-bit gray is scaled
-  to 8 bits, where Pillow clips.
+  to 8 bits, where Pillow clips, and what is transparent shows white, as in transformers.
 
   Args:
     data: the file's content.
@@ -101,7 +101,7 @@ def decode_part(
 
 
 def to_rgb(image: Image.Image, *, exif_orientation: bool) -> np.ndarray:
-  """Pixels of a Pillow image of any mode, uint8 `[H, W, 3]`; transparency is dropped.
+  """Pixels of a Pillow image of any mode, uint8 `[H, W, 3]`; transparency shows white.
 
   Raises:
     UnreadableImage: above `MAX_PIXELS`; and whatever Pillow raises when the file is damaged.
@@ -113,6 +113,8 @@ def to_rgb(image: Image.Image, *, exif_orientation: bool) -> np.ndarray:
     # Mode I is what older Pillows make of a 16-bit PNG.
     gray = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
+  if image.mode == "F":
+    raise UnreadableImage("its pixels are floating-point numbers, of which no range is known")
   if image.has_transparency_data:  # onto white, as transformers 5 and browsers show it
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -150,11 +150,6 @@ def _split_directories(root: Path) -> dict[str, str]:
           f"{root} has both {found[split]}/ and {name}/ for the {split} split: keep one"
       )
     found[split] = name
-  if found and "train" not in found:
-    raise DataError(
-        f"{root} has {_some(list(found.values()))} but no train folder: name the folder with "
-        "the training images 'train'"
-    )
   return found
 
 
@@ -214,7 +209,12 @@ def _classes(root: Path, images: list[_Image]) -> tuple[str, ...]:
           f"{root}: the class name {label!r} is not valid UTF-8, so it can be neither shown nor"
           " stored: rename the class's folder"
       ) from error
-  trained = {label for image in images if image.split == "train" for label in image.labels}
+  splits = {image.split for image in images}
+  # Without images to train on, the folder is for evaluation, and every label counts.
+  of_classes = "train" if "train" in splits else None
+  trained = {
+      label for image in images if of_classes in (None, image.split) for label in image.labels
+  }
   for image in images:
     if unknown := set(image.labels) - trained:
       raise DataError(

@@ -64,7 +64,7 @@ def with_real_labels(source: Source, file: str | os.PathLike) -> RealSource:
     file: real.json, a list of lists of classes in the order of the file names.
 
   Raises:
-    DataError: the file is missing or of another form, or the classes are not ImageNet's 1000.
+    DataError: the file is missing or of another form, or names a class that the source lacks.
   """
   try:
     real = json.loads(Path(file).read_text())

@@ -102,7 +102,9 @@ def _json_lines(file, metadata: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _labels(row: dict, where: str) -> tuple[str, ...]:
-  if "label" in row or "labels" not in row:
+  if "label" in row and "labels" in row:
+    raise DataError(f"{where}: there are both label and labels: keep one of the columns")
+  if "labels" not in row:
     return (_field(row, "label", where),)
   labels = row["labels"]
   if not isinstance(labels, list):

@@ -38,10 +38,14 @@ def open_mixture(
   parts, weights = [], []
   for number, entry in enumerate(_read(file), start=1):
     path = entry.get("path")
-    dataset = open_dataset(
-        entry["dataset"], path=str(file.parent / os.path.expanduser(path)) if path else None,
-        held_out=held_out, split=entry.get("split", "train"), seed=seed,
-    )
+    try:
+      dataset = open_dataset(
+          entry["dataset"], path=str(file.parent / os.path.expanduser(path)) if path else None,
+          # Only the first part is evaluated on: nothing is held out of the others.
+          held_out=0 if parts else held_out, split=entry.get("split", "train"), seed=seed,
+      )
+    except ConfigError as error:
+      raise ConfigError(f"{file}, part {number}: {error}") from error
     if "train" not in dataset.splits:
       raise ConfigError(f"{file}, part {number}: {dataset.name} has no train split")
     parts.append(dataset)

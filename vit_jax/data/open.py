@@ -8,7 +8,7 @@ from vit_jax.data.digits import open_digits
 from vit_jax.data.folder import open_folder
 from vit_jax.data.sampling import balance
 from vit_jax.data.source import DataSet
-from vit_jax.data.split import open_split
+from vit_jax.data.split import open_split, shared
 from vit_jax.errors import ConfigError
 
 _NAMES = (
@@ -50,13 +50,24 @@ def open_dataset(
     parts[evaluation] = open_split(
         splits, evaluation, shuffled=dataset.shuffled, key="config.evaluate.split"
     )
+  notes = dataset.notes + _notes_on_evaluation(splits, split, evaluation)
   splits |= parts
   if sampling == "class_balanced" and "train" in splits:
     splits["train"] = balance(splits["train"], seed=seed)
   fingerprint = dataset.fingerprint
   if not whole:
     fingerprint = hashlib.sha256(f"{fingerprint} {split}".encode()).hexdigest()
-  return dataclasses.replace(dataset, splits=splits, fingerprint=fingerprint)
+  return dataclasses.replace(dataset, splits=splits, fingerprint=fingerprint, notes=notes)
+
+
+def _notes_on_evaluation(splits, split: str, evaluation: str | None) -> tuple[str, ...]:
+  """What to say where evaluation sees images that are trained on."""
+  if evaluation is None and not {"validation", "test"} & set(splits):
+    return ("no split is held out: evaluation is on the images of train",)
+  if evaluation and (evaluation in splits or "[" in evaluation):
+    if count := shared(split, evaluation, splits):
+      return (f"{count} images of {evaluation}, which is evaluated on, are trained on in {split}",)
+  return ()
 
 
 def open_configured(config) -> DataSet:

@@ -20,7 +20,8 @@ _HEAD = struct.Struct("<II")
 
 def encode_record(image: bytes, labels: Sequence[int], name: str) -> bytes:
   """Returns the bytes of one example."""
-  text = name.encode()
+  # Names of files may hold bytes that are not UTF-8.
+  text = name.encode(errors="backslashreplace")
   head = _HEAD.pack(len(text), len(labels))
   return b"".join((head, np.asarray(labels, "<i4").tobytes(), text, image))
 

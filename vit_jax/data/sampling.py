@@ -150,8 +150,13 @@ def balance(source: Source, *, seed: int) -> ClassBalanced:
   """Returns the source with every class equally often; of several labels the first counts.
 
   Raises:
-    ConfigError: the source does not know its labels without reading every record.
+    ConfigError: the source is a mixture, or does not know its labels without reading all records.
   """
+  if hasattr(source, "record_at"):
+    raise ConfigError(
+        f"config.input.sampling is class_balanced, but {source.name} is a mixture: balance it by the "
+        "weights in its file"
+    )
   labels = getattr(source, "labels", None)
   if labels is None:
     raise ConfigError(

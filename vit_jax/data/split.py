@@ -68,6 +68,11 @@ def open_split(splits: Mapping[str, Source], spec: str, *, shuffled: bool, key: 
   source = splits[name]
   if low is None:
     return source
+  if hasattr(source, "record_at"):
+    raise ConfigError(
+        f"{key} is {spec!r}, but a mixture holds records several times, so its parts would share "
+        'some: give "split" to what its file lists instead'
+    )
   size = len(source)
   start, stop = _bound(low, size, 0), _bound(high, size, size)
   if not 0 <= start <= size or not 0 <= stop <= size:
@@ -81,6 +86,17 @@ def open_split(splits: Mapping[str, Source], spec: str, *, shuffled: bool, key: 
     indices = np.sort(np.random.Generator(np.random.Philox(_ORDER_SEED)).permutation(size)[
         start:stop])
   return subset(source, indices, split=spec)
+
+
+def shared(first: str, second: str, splits: Mapping[str, Source]) -> int:
+  """How many records two texts that `open_split` takes have in common."""
+  ranges = []
+  for spec in (first, second):
+    name, low, high = _SPEC.fullmatch(spec.replace(" ", "")).groups()
+    size = len(splits[name])
+    ranges.append((name, _bound(low or "", size, 0), _bound(high or "", size, size)))
+  (name, start, stop), (other, low, high) = ranges
+  return max(0, min(stop, high) - max(start, low)) if name == other else 0
 
 
 def _bound(text: str, size: int, default: int) -> int:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.data.decode import UnreadableImage, decode
 from vit_jax.data.shards import allow_open_files, check_shard
-from vit_jax.data.source import DataSet, Record
+from vit_jax.data.source import ArraySource, DataSet, Record, Source
 from vit_jax.data.split import subset
 from vit_jax.errors import ConfigError, DataError
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _LABELS = ("label", "labels", "real_label")
+# Fifty thousand images of 32 pixels are 154 MB.
+_MAX_DECODED_BYTES = 512 * 1024**2
 # How many classes one image may have is known only once all are read; ReaL's have up to 11.
 _MAX_LABELS = 32
 _NAMES = ("file_name", "filename", "id", "tfds_id")
@@ -84,11 +87,16 @@ def open_tfds(spec: str, *, path: str | None, held_out: float) -> DataSet:
       is no image or label.
   """
   data_dir = path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return open_tfds_directory(_find(spec, Path(data_dir).expanduser()), held_out=held_out)
+  directory = _find(spec, Path(data_dir).expanduser())
+  return open_tfds_directory(directory, held_out=held_out, decode_small=True)
 
 
-def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
-  """Opens the directory of one prepared version, `DATA_DIR/NAME[/CONFIG]/VERSION`."""
+def open_tfds_directory(directory: Path, *, held_out: float, decode_small: bool) -> DataSet:
+  """Opens the directory of one prepared version, `DATA_DIR/NAME[/CONFIG]/VERSION`.
+
+  Args:
+    decode_small: whether a set that is small once decoded is held in memory.
+  """
   tfds = _library()
   info = _read_info(directory)
   builder = tfds.builder_from_directory(str(directory))
@@ -98,7 +106,9 @@ def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
         f"{directory} has the features {', '.join(features)}; a classifier needs image and label"
     )
   label = features[label_keys[0]]
-  classes = tuple(getattr(label, "feature", label).names)
+  classes = tuple(getattr(getattr(label, "feature", label), "names", ()))
+  if not classes:
+    raise DataError(f"{directory}: {label_keys[0]} does not name classes, which a classifier needs")
   name_key = next((key for key in _NAMES if key in features), None)
   name = f"tfds:{info['name']}"
   sources = {}
@@ -109,10 +119,11 @@ def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
       for file, examples in zip(info_of.filepaths, info_of.shard_lengths):
         check_shard(str(file), examples=examples)
       data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-      sources[ours] = TfdsSource(
+      source = TfdsSource(
           name, ours, classes, data, label_keys[0], name_key,
           max_labels=_MAX_LABELS if hasattr(label, "feature") else 1,
       )
+      sources[ours] = _in_memory(source, features["image"].shape) if decode_small else source
   if not sources:
     raise DataError(f"{directory} has none of the splits {', '.join(_SPLITS)}")
   notes = ()
@@ -124,6 +135,23 @@ def open_tfds_directory(directory: Path, *, held_out: float) -> DataSet:
   described = [info, classes, held_out if notes else None]
   fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
   return DataSet(name, classes, sources, fingerprint, notes, shuffled=True)
+
+
+def _in_memory(source: TfdsSource, shape: tuple[int | None, ...]) -> Source:
+  """A small set, such as CIFAR-10, decoded; others as they are."""
+  known = all(shape[:2]) and source.max_labels == 1
+  if not known or len(source) * shape[0] * shape[1] * 3 > _MAX_DECODED_BYTES:
+    return source
+  images = np.empty((len(source), *shape[:2], 3), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  for index in range(len(source)):
+    record = source.record(index)
+    try:
+      images[index] = decode(record["image"], exif_orientation=False)
+    except UnreadableImage as error:
+      raise DataError(f"{source.name}/{source.split}, record {index}: {error.reason}") from error
+    labels[index] = record["label"]
+  return ArraySource(source.name, source.split, source.classes, images, labels)
 
 
 def _library():
@@ -150,7 +178,7 @@ def _find(spec: str, data_dir: Path) -> Path:
   if not parent.is_dir():
     there = sorted(p.name for p in data_dir.iterdir()) if data_dir.is_dir() else []
     near = difflib.get_close_matches(name, there, n=1)
-    hint = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+    hint = f"; did you mean {near[0]}?" if near and near[0] != name else "."
     raise DataError(
         f"{parent} does not exist{hint} Prepare the data set as ArrayRecord (tfds build {name} "
         "--file_format=array_record), and give TFDS's directory as config.input.path"

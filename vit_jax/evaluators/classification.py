@@ -17,7 +17,10 @@ class Classification:
   order of the scores, so that the accuracy is a sigmoid head's precision@1 as well.
   """
 
-  def __init__(self, *, name: str, logits: Callable, batches: Callable, examples: int, out_sharding):
+  def __init__(
+      self, *, name: str, logits: Callable, batches: Callable, examples: int, out_sharding,
+      loss_name: str = "softmax",
+  ):
     """Prepares an evaluation.
 
     Args:
@@ -27,15 +30,15 @@ class Classification:
         labels int `[B, K]` padded with -1 where there are several).
       examples: length of the split.
       out_sharding: replicated over the mesh, so that every process reads the counts.
+      loss_name: "softmax" or "sigmoid", as in `objectives.supervised`, of targets that are neither
+        smoothed nor mixed.
     """
     self.name, self._batches, self._examples = name, batches, examples
 
     def count(params, batch):
       scores, labels = logits(params, batch), batch.get("labels", batch["label"][:, None])
-      # Of several labels the loss takes the mean, as if each were the only one.
-      losses = -jnp.take_along_axis(jax.nn.log_softmax(scores), labels, axis=1)
       counts = jnp.sum(labels >= 0, axis=1)
-      loss = jnp.sum(jnp.where(labels >= 0, losses, 0.0), axis=1) / jnp.maximum(counts, 1)
+      loss = _losses(scores, labels, counts, loss_name)
       ranks = _ranks(scores, labels)
       # Masked by selection: a pad's garbage must not leak in as 0 x NaN.
       real = batch["mask"] > 0
@@ -71,6 +74,18 @@ class Classification:
         "examples": examples,
         "unreadable": examples - sums["readable"],
     }
+
+
+def _losses(scores, labels, counts, loss_name: str):
+  """Cross-entropies in nats, float32 `[B]`; softmax takes the mean over several labels."""
+
+  def of_labels(values):
+    return jnp.sum(jnp.where(labels >= 0, jnp.take_along_axis(values, labels, axis=1), 0.0), axis=1)
+
+  if loss_name == "softmax":
+    return -of_labels(jax.nn.log_softmax(scores)) / jnp.maximum(counts, 1)
+  # log sigmoid(z) = z + log sigmoid(-z).
+  return -jnp.sum(jax.nn.log_sigmoid(-scores), axis=1) - of_labels(scores)
 
 
 def _ranks(scores, labels):

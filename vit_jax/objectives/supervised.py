@@ -13,7 +13,8 @@ LOSSES = ("softmax", "sigmoid")
 class Supervised:
   """Cross-entropy of a model's logits with targets.
 
-  "softmax": of the probabilities of one class among all, -sum_c t_c log softmax(z)_c.
+  "softmax": of the probabilities of one class among all, -sum_c t_c log softmax(z)_c, where
+  several labels share the target evenly.
   "sigmoid": of each class's own question, summed over the classes (big_vision's for
   ImageNet-21k), -sum_c t_c log sigmoid(z_c) + (1 - t_c) log sigmoid(-z_c).
 
@@ -65,6 +66,7 @@ class Supervised:
     if self.loss_name == "sigmoid":
       terms = target * jax.nn.log_sigmoid(logits) + (1 - target) * jax.nn.log_sigmoid(-logits)
     else:
+      target = target / jnp.maximum(1.0, jnp.sum(target, axis=-1, keepdims=True))
       terms = target * jax.nn.log_softmax(logits)
     if self.class_weights is None:
       return -jnp.sum(terms, axis=-1), ones

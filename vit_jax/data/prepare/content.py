@@ -100,4 +100,4 @@ def _tfds_split(directory: str, split: str):
 
   from vit_jax.data.tfds import open_tfds_directory
 
-  return open_tfds_directory(Path(directory), held_out=0).splits[split]
+  return open_tfds_directory(Path(directory), held_out=0, decode_small=False).splits[split]

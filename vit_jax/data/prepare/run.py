@@ -132,10 +132,12 @@ def _list(source: str, path: Path, pool: Workers, *, val_labels: Path | None) ->
 def _list_folder(path: Path) -> Listing:
   dataset, items = open_folder(path, held_out=0), []
   for split, files in dataset.splits.items():
-    for name, label in zip(files.paths, files.labels):
+    every = files.all_labels or [(label,) for label in files.labels]
+    for name, labels in zip(files.paths, every):
       file = path / name
       size = file.stat().st_size
-      items.append(Item(split, name, (dataset.classes[label],), str(file), 0, size))
+      own = tuple(dataset.classes[label] for label in labels)
+      items.append(Item(split, name, own, str(file), 0, size))
   notes = tuple(note for note in dataset.notes if "held out" not in note)
   return Listing(items, [], dataset.classes, notes=notes)
 
@@ -143,7 +145,7 @@ def _list_folder(path: Path) -> Listing:
 def _list_tfds(path: Path) -> Listing:
   from vit_jax.data.tfds import open_tfds_directory  # imports its library
 
-  dataset = open_tfds_directory(path, held_out=0)
+  dataset = open_tfds_directory(path, held_out=0, decode_small=False)
   items, rejected = [], []
   for split, records in dataset.splits.items():
     for index in range(len(records)):

@@ -82,7 +82,7 @@ def _label(sample: dict, name: str, where: str) -> tuple[int | None, str]:
   try:
     fields = json.loads(sample.get("json", b"{}"))
     text = sample.get("cls", fields.get("label"))
-    label = None if text is None else int(text)
+    label = None if text in (None, b"", "") else int(text)
     name = str(fields.get("filename") or name)
   except (ValueError, TypeError, AttributeError) as error:
     raise DataError(f"{where} has an unreadable label ({error}): download the tar again") from error
