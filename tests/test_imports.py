@@ -22,6 +22,7 @@ FLOORS = (
     ("train",),
     ("publish",),
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
+    ("measures",),
     ("loading", "plan", "resume"),
     ("resolve", "step", "doctor", "attention_map"),
     ("recipes", "pace", "micro_batch"),

@@ -128,10 +128,17 @@ by the held-out split; DIR/winner.json names the best, which alone is evaluated 
 
   add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
   vit-jax evaluate --model=runs/digits --output=accuracy.json
-  vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos""")
+  vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos
+  vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos \\
+      --measures=knn,linear_probe,few_shot
+Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion (tables beside the JSON
+file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
   add("--output", metavar="FILE", help="also write the JSON here [RUN/evaluation.json for a run]")
+  add("--measures", default="classification", metavar="NAME,NAME", help="see below [classification]")
+  add("--classes", metavar="MAP", help="judge by these classes of the head: imagenet-1k (of an "
+      "ImageNet-21k head), or a file with an index or WordNet id a line")
 
   add = verb("predict", _predict, "Name what is in images.", """\
   vit-jax predict --model=runs/flowers@best photo.jpg
@@ -257,10 +264,15 @@ def _sweep(arguments, overrides):
 
 
 def _evaluate(arguments, overrides):
+  from vit_jax import measures
   from vit_jax.evaluate import evaluate, output_file
 
   file = output_file(arguments.model, arguments.output)
-  result = evaluate(arguments.model, config_spec=arguments.config, overrides=overrides)
+  result = evaluate(
+      arguments.model, config_spec=arguments.config, overrides=overrides,
+      wanted=measures.parse(arguments.measures), classes=arguments.classes,
+      directory=file and file.absolute().parent,
+  )
   text = json.dumps(result, indent=2)
   print(text)
   if file:

@@ -11,11 +11,10 @@ from vit_jax.data.decode import UnreadableImage
 from vit_jax.data.open import open_configured
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError, DataError
-from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.targets import target
 from vit_jax.interop.verify import export
-from vit_jax.loading import at_image_size, open_streamed, split_ref, step_of_run
+from vit_jax.loading import at_image_size, narrowed, open_streamed, split_ref, step_of_run
 from vit_jax.models.flops import forward_macs
 
 # Images to verify with: as many as cost about this many multiply-accumulates, 1 to 8.
@@ -97,16 +96,13 @@ def export_checkpoint(
     checkpoint = open_streamed(ref)
     if image_size is not None:
       checkpoint = at_image_size(checkpoint, image_size)
-    fields = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)}
-    model, params, labels = checkpoint.model_config, checkpoint.params, checkpoint.labels
+    report = checkpoint.report
     if classes is not None:
-      wanted = classes if classes == IMAGENET_1K else read_class_map(classes)
-      model, params, labels, said = slice_head(model, params, labels, wanted=wanted)
-      fields |= {"model_config": model, "labels": labels, "report": checkpoint.report + (said,)}
-    origin = Origin(**fields)
+      checkpoint = narrowed(checkpoint, classes)
+    origin = Origin(**{f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(Origin)})
     source = Imported(
-        model=model, params=params, preprocessing=checkpoint.preprocessing, labels=labels,
-        report=checkpoint.report,
+        model=checkpoint.model_config, params=checkpoint.params, labels=checkpoint.labels,
+        preprocessing=checkpoint.preprocessing, report=report,
     )
     return source, _sample_images(checkpoint)
 

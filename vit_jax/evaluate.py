@@ -1,11 +1,13 @@
 """Evaluation of a checkpoint, top to bottom; also the evaluator that training runs."""
 
+import functools
 import pathlib
 import sys
 
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax import measures
 from vit_jax.batch_ops.normalize import normalize
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
@@ -15,20 +17,27 @@ from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.classification import Classification
-from vit_jax.loading import at_image_size, load, split_ref
+from vit_jax.loading import at_image_size, load, narrowed, split_ref
 from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import preprocessing, resolve
 from vit_jax.resume import check_same_data
 
 
-def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) -> dict:
+def evaluate(
+    ref: str, *, config_spec: str | None, overrides: dict[str, str],
+    wanted: tuple[str, ...] = (measures.CLASSIFICATION,), classes: str | None = None,
+    directory: pathlib.Path | None = None,
+) -> dict:
   """Measures a checkpoint on a split of a data set, exactly.
 
   Args:
     ref: a checkpoint (see `loading`).
     config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.
     overrides: config keys to text.
+    wanted: some of `measures.NAMES`.
+    classes: of the head, those to judge by; see `loading.narrowed`.
+    directory: where measures that are tables are written.
 
   Returns:
     {"model", "split", "data", "metrics"}.
@@ -36,7 +45,7 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ.
   """
-  checkpoint = load(ref)
+  checkpoint = load(ref) if classes is None else narrowed(load(ref), classes)
   for line in checkpoint.report:
     print(f"{ref}: {line}", file=sys.stderr)
   config = _config_of(checkpoint, config_spec, overrides)
@@ -47,21 +56,36 @@ def evaluate(ref: str, *, config_spec: str | None, overrides: dict[str, str]) ->
   run, _ = split_ref(ref)
   if config_spec is None:
     check_same_data(run, RunDirectory(run).read_info(), dataset)
-  _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
-  split = evaluation_split(config, dataset)
+  if measures.need_a_head(wanted):
+    _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
+  source = evaluation_source(config, dataset, evaluation_split(config, dataset))
+  measures.check(wanted, dataset, source, directory)
   mesh = mesh_lib.create_mesh(**config.mesh)
   # The checkpoint says what the model is; the config how and on what it is run.
   checkpoint = at_image_size(checkpoint, config.model.image_size)
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
   model = ViT(**checkpoint.model_config | how)
   bad = BadRecords(max_fraction=config.input.max_bad_fraction)
-  evaluator = make_evaluator(
-      config, evaluation_source(config, dataset, split), model=model, mesh=mesh, bad=bad
+  out_sharding = mesh_lib.replicated(mesh)
+  place = functools.partial(jax.device_put, device=out_sharding)
+  batches = functools.partial(evaluation_batches, config, mesh=mesh, bad=bad)
+  metrics = {}
+  if measures.need_a_head(wanted):
+    params = place(checkpoint.params)
+    if measures.CLASSIFICATION in wanted:
+      metrics |= make_evaluator(config, source, model=model, mesh=mesh, bad=bad).run(params)
+    metrics |= measures.of_predictions(
+        wanted, logits=logits_of(config, model), params=params, batches=batches(source),
+        source=source, out_sharding=out_sharding, directory=directory,
+    )
+  metrics |= measures.of_features(
+      wanted, checkpoint=checkpoint, how=how, mean=config.input.mean, std=config.input.std,
+      place=place, batches=batches, train=dataset.splits.get("train"), test=source,
+      seed=config.seed, out_sharding=out_sharding,
   )
-  params = jax.device_put(checkpoint.params, mesh_lib.replicated(mesh))
   return {
-      "model": checkpoint.ref, "split": evaluator.name, "data": config.input.path or dataset.name,
-      "metrics": evaluator.run(params),
+      "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name,
+      "metrics": metrics,
   }
 
 
@@ -107,6 +131,15 @@ def make_evaluator(config, source, *, model, mesh, bad) -> Classification:
     source: a `data.source.Source`; its split names the metrics.
     bad: a `data.bad_records.BadRecords` that collects unreadable images.
   """
+  return Classification(
+      name=source.split, logits=logits_of(config, model),
+      batches=evaluation_batches(config, source, mesh=mesh, bad=bad), examples=len(source),
+      out_sharding=mesh_lib.replicated(mesh), loss_name=config.objective.loss,
+  )
+
+
+def evaluation_batches(config, source, *, mesh, bad):
+  """Returns a function of no arguments to the device batches of a split, in order, padded."""
   unit = mesh_lib.data_shards(mesh)
   batch_size = config.evaluate.batch_size or config.input.batch_size
   batch_size = -(-batch_size // unit) * unit
@@ -120,14 +153,17 @@ def make_evaluator(config, source, *, model, mesh, bad) -> Classification:
     )
     return (mesh_lib.to_devices(batch, mesh) for batch in host)
 
+  return batches
+
+
+def logits_of(config, model):
+  """Returns a function of (params, device batch) to the model's answers `[B, C]`."""
+
   def logits(params, batch):
     images = normalize(batch["image"], config.input.mean, config.input.std)
     return model.apply({"params": params}, images)
 
-  return Classification(
-      name=source.split, logits=logits, batches=batches, examples=len(source),
-      out_sharding=mesh_lib.replicated(mesh), loss_name=config.objective.loss,
-  )
+  return logits
 
 
 def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:

@@ -20,6 +20,7 @@ from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import fetch, read
+from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
 from vit_jax.models.positions import grid, resize_position_embedding
 from vit_jax.models.vit import DEFAULTS, ViT
 
@@ -237,6 +238,25 @@ def with_classes(checkpoint: Checkpoint, num_classes: int) -> Checkpoint:
       }
   return dataclasses.replace(
       checkpoint, model_config=checkpoint.model_config | model, params=params, labels=None,
+      report=checkpoint.report + (said,),
+  )
+
+
+def narrowed(checkpoint: Checkpoint, classes: str) -> Checkpoint:
+  """Returns the checkpoint with some of its head's classes.
+
+  Args:
+    classes: "imagenet-1k" of a head of ImageNet-21k, or a file with an index or WordNet id a line.
+
+  Raises:
+    ConfigError, CheckpointError: as `interop.class_map.slice_head`.
+  """
+  wanted = classes if classes == IMAGENET_1K else read_class_map(classes)
+  model, params, labels, said = slice_head(
+      checkpoint.model_config, checkpoint.params, checkpoint.labels, wanted=wanted
+  )
+  return dataclasses.replace(
+      checkpoint, model_config=model, params=params, labels=labels,
       report=checkpoint.report + (said,),
   )
 

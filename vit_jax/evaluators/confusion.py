@@ -19,14 +19,19 @@ def confusion_matrix(predictions: Predictions, classes: int) -> np.ndarray:
   Raises:
     ConfigError: more than `MAX_CLASSES` classes.
   """
-  if classes > MAX_CLASSES:
-    raise ConfigError(
-        f"a confusion matrix of {classes} classes would have {classes**2} cells; it is made for "
-        f"at most {MAX_CLASSES}. The accuracy of each class has no such limit"
-    )
+  check_classes(classes)
   labels, predicted = (rows.astype(np.int64) for rows in _pairs(predictions))
   counts = np.bincount(labels * classes + predicted, minlength=classes**2)
   return counts.reshape(classes, classes)
+
+
+def check_classes(classes: int) -> None:
+  """Raises ConfigError for more than `MAX_CLASSES` classes."""
+  if classes > MAX_CLASSES:
+    raise ConfigError(
+        f"a confusion matrix of {classes} classes would have {classes**2} cells; it is made for "
+        f"at most {MAX_CLASSES}"
+    )
 
 
 def class_counts(predictions: Predictions, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,9 @@ CARD = "README.md"
 _MARK = re.compile(r"<!-- written by vit_jax, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _LISTED_CLASSES = 20
-_METRIC_NAMES = {"accuracy": "top-1 accuracy", "loss": "loss"}
+_METRIC_NAMES = {
+    "accuracy": "top-1 accuracy", "accuracy_top5": "top-5 accuracy", "loss": "loss",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _table(card: Card) -> str:
 def _figure(name: str, value: float | None) -> str:
   if value is None:
     return "not measured"
-  return f"{value:.2%}" if name == "accuracy" else f"{value:.4g}"
+  return f"{value:.2%}" if name.startswith("accuracy") else f"{value:.4g}"
 
 
 def _hashes(step: Step) -> str:

@@ -1,0 +1,108 @@
+"""`vit-jax evaluate --measures`: every measure of a real run, and of somebody else's checkpoint."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from test_folder_run import run
+from vit_jax.cli import main
+from vit_jax.loading import load
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+  """A run of 150 steps on the digits."""
+  workdir = tmp_path_factory.mktemp("digits") / "run"
+  with pytest.raises(SystemExit) as left:
+    main([
+        "train", "--config=quickstart", f"--workdir={workdir}", "--config.total=150 steps",
+        "--config.evaluate.every=150 steps",
+    ])
+  assert left.value.code == 0
+  return workdir
+
+
+def evaluate(*arguments, capsys):
+  code, out, err = run("evaluate", *arguments, capsys=capsys)
+  return code, json.loads(out) if code == 0 else None, err
+
+
+def test_every_measure_of_a_run(digits, capsys):
+  code, result, err = evaluate(
+      f"--model={digits}",
+      "--measures=classification,macro_f1,calibration,confusion,knn,few_shot,linear_probe",
+      capsys=capsys,
+  )
+  assert code == 0, err
+  found = result["metrics"]
+  assert json.loads((digits / "evaluation.json").read_text())["metrics"] == found
+  with open(digits / "confusion.csv", newline="") as file:
+    rows = list(csv.reader(file))
+  matrix = np.array([row[1:] for row in rows[1:]], int)
+  assert rows[0][1:] == [str(i) for i in range(10)] and matrix.sum() == found["examples"] == 359
+  assert found["accuracy"] == np.trace(matrix) / 359 and found["accuracy_top5"] > found["accuracy"]
+  truth = np.repeat(np.arange(10), matrix.sum(axis=1))
+  predicted = np.concatenate([np.repeat(np.arange(10), row) for row in matrix])
+  assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-9)
+  with open(digits / "per_class.csv", newline="") as file:
+    counts = [(int(row["images"]), int(row["correct"])) for row in csv.DictReader(file)]
+  assert counts == list(zip(matrix.sum(axis=1).tolist(), np.diag(matrix).tolist()))
+  assert 0 <= found["calibration_error"] < 0.5
+  assert len(json.loads((digits / "reliability.json").read_text())) == 15
+  # Features of 150 steps tell digits apart well, the fewer shots the worse.
+  assert found["knn_10"] > 0.5 and found["linear_probe"] > 0.7
+  assert 0.2 < found["few_shot_1"] < found["few_shot_25"]
+
+
+def test_features_of_a_checkpoint_without_a_head(digits, tmp_path, capsys):
+  code, _, err = run(
+      "convert", f"--model={digits}", f"--output={tmp_path / 'out'}", "--architecture=ViTModel",
+      capsys=capsys,
+  )
+  assert code == 0, err
+  data = ("--config=quickstart",)
+  code, _, err = evaluate(f"--model={tmp_path / 'out'}", *data, capsys=capsys)
+  assert code == 2 and "has no classifier" in err
+  code, theirs, err = evaluate(
+      f"--model={tmp_path / 'out'}", *data, "--measures=knn", capsys=capsys
+  )
+  assert code == 0, err
+  _, ours, _ = evaluate(f"--model={digits}", "--measures=knn", capsys=capsys)
+  assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=0.01)
+
+
+def test_some_classes_of_the_head(digits, tmp_path, capsys):
+  """Judged by ten classes in reverse order, under the names of the data."""
+  (tmp_path / "map.txt").write_text("\n".join(str(9 - i) for i in range(10)))
+  arguments = (f"--model={digits}", "--config=quickstart", f"--classes={tmp_path / 'map.txt'}")
+  code, _, err = evaluate(*arguments, capsys=capsys)
+  assert code == 2 and "not the same" in err
+  code, result, err = evaluate(*arguments, "--config.evaluate.classes=by_order", capsys=capsys)
+  assert code == 0, err
+  checkpoint = load(str(digits))
+  assert checkpoint.labels == tuple(map(str, range(10)))
+  plain = evaluate(f"--model={digits}", capsys=capsys)[1]["metrics"]
+  assert result["metrics"]["accuracy"] < 0.3 < plain["accuracy"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--measures=knn,speed"], "there is no 'speed'"),
+    (["--measures=confusion", "--output=nowhere/x.json"], "there is no such directory"),
+])
+def test_what_is_refused(digits, capsys, arguments, message):
+  code, _, err = evaluate(f"--model={digits}", *arguments, capsys=capsys)
+  assert code == 2 and message in err
+
+
+def test_tables_need_a_place(digits, tmp_path, capsys):
+  code, _, err = run(
+      "convert", f"--model={digits}", f"--output={tmp_path / 'out'}", capsys=capsys
+  )
+  assert code == 0, err
+  code, _, err = evaluate(
+      f"--model={tmp_path / 'out'}", "--config=quickstart", "--measures=confusion", capsys=capsys
+  )
+  assert code == 2 and "--output=FILE" in err

@@ -1,0 +1,134 @@
+"""What `vit-jax evaluate --measures` can tell of a checkpoint beside its accuracy."""
+
+import functools
+import json
+import pathlib
+from typing import Callable
+
+import jax
+
+from vit_jax.batch_ops.normalize import normalize
+from vit_jax.checkpoint import atomic
+from vit_jax.errors import ConfigError
+from vit_jax.evaluators import confusion, few_shot, knn, linear_probe
+from vit_jax.evaluators.calibration import calibration_error, reliability
+from vit_jax.evaluators.features import FeatureExtractor
+from vit_jax.evaluators.predictions import PredictionCollector
+from vit_jax.loading import Checkpoint, with_classes
+from vit_jax.models.vit import ViT
+
+CLASSIFICATION = "classification"
+_OF_PREDICTIONS = ("macro_f1", "calibration", "confusion")
+_OF_FEATURES = ("knn", "few_shot", "linear_probe")
+NAMES = (CLASSIFICATION, *_OF_PREDICTIONS, *_OF_FEATURES)
+_WITH_FILES = ("calibration", "confusion")
+
+
+def parse(text: str) -> tuple[str, ...]:
+  """"classification,knn" to names.
+
+  Raises:
+    ConfigError: one of them is not known.
+  """
+  names = tuple(name.strip() for name in text.split(","))
+  if unknown := set(names) - set(NAMES):
+    raise ConfigError(
+        f"--measures={text}: there is no {min(unknown)!r}; there are {', '.join(NAMES)}"
+    )
+  return names
+
+
+def need_a_head(names) -> bool:
+  """Whether the checkpoint's own classifier is judged."""
+  return not set(names) <= set(_OF_FEATURES)
+
+
+def check(names, dataset, source, directory: pathlib.Path | None) -> None:
+  """Raises ConfigError for what would only fail after everything was computed."""
+  if set(names) & set(_OF_FEATURES) and "train" not in dataset.splits:
+    raise ConfigError(
+        f"{', '.join(sorted(set(names) & set(_OF_FEATURES)))} learn from the features of a train "
+        f"split, and {dataset.name} has only {', '.join(dataset.splits)}"
+    )
+  if source.max_labels > 1 and set(names) != {CLASSIFICATION}:
+    raise ConfigError(
+        f"the images of {source.name} have several labels, of which only the measure "
+        f"{CLASSIFICATION} knows what to make"
+    )
+  if set(names) & set(_WITH_FILES) and directory is None:
+    raise ConfigError(
+        f"{' and '.join(sorted(set(names) & set(_WITH_FILES)))} write tables: name the JSON file "
+        "that they are to lie beside with --output=FILE"
+    )
+  if "confusion" in names:
+    confusion.check_classes(len(dataset.classes))
+
+
+def of_predictions(
+    names, *, logits: Callable, params, batches: Callable, source, out_sharding,
+    directory: pathlib.Path | None,
+) -> dict[str, float]:
+  """Measures that need every prediction; process 0 writes the tables.
+
+  Args:
+    logits: function of (params, batch) to `[B, C]`.
+    batches: function of no arguments to an iterator of device batches.
+    directory: of confusion.csv, per_class.csv and reliability.json.
+  """
+  wanted = set(names) & set(_OF_PREDICTIONS)
+  if not wanted:
+    return {}
+  predictions = PredictionCollector(
+      logits=logits, batches=batches, examples=len(source), out_sharding=out_sharding
+  ).run(params)
+  found, classes = {}, len(source.classes)
+  if "macro_f1" in wanted:
+    found["macro_f1"] = confusion.macro_f1(predictions, classes)
+  if "calibration" in wanted:
+    table = reliability(predictions)
+    found["calibration_error"] = calibration_error(table)
+    if jax.process_index() == 0:
+      atomic.write_text(directory / "reliability.json", json.dumps(table, indent=1) + "\n")
+  if "confusion" in wanted and jax.process_index() == 0:
+    confusion.write_confusion(directory / "confusion.csv", predictions, source.classes)
+    confusion.write_per_class(directory / "per_class.csv", predictions, source.classes)
+  return found
+
+
+def of_features(
+    names, *, checkpoint: Checkpoint, how: dict, mean, std, place: Callable, batches: Callable,
+    train, test, seed: int, out_sharding,
+) -> dict[str, float]:
+  """Measures of the pooled features, learned on the images of train as evaluation sees them.
+
+  Args:
+    how: dtype, scan and attention of the model.
+    mean, std: of pixels in 0..1.
+    place: puts parameters onto the devices.
+    batches: function of a source to a function of no arguments to device batches.
+    train, test: sources.
+    seed: of what a linear probe holds out.
+  """
+  wanted = set(names) & set(_OF_FEATURES)
+  if not wanted:
+    return {}
+  headless = with_classes(checkpoint, 0)
+  model, params = ViT(**headless.model_config | how), place(headless.params)
+
+  def pooled(params, batch):
+    return model.apply({"params": params}, normalize(batch["image"], mean, std))
+
+  features = [
+      FeatureExtractor(
+          features=pooled, batches=batches(source), examples=len(source), out_sharding=out_sharding
+      ).run(params)
+      for source in (train, test)
+  ]
+  classes, found = len(test.classes), {}
+  for name, measure in (
+      ("knn", knn.knn), ("few_shot", functools.partial(few_shot.few_shot, classes=classes)),
+      ("linear_probe", functools.partial(linear_probe.linear_probe, classes=classes, seed=seed)),
+  ):
+    if name in wanted:
+      found |= measure(*features)
+  return found
