@@ -3,6 +3,8 @@
     vit-jax train --config=folder --config.init.checkpoint=REF --config.input.path=DIR --workdir=RUN
     vit-jax train --config=folder:scratch --config.input.path=DIR --workdir=RUN
     vit-jax predict --model=RUN photo.jpg
+    vit-jax train --config=folder:scratch,runlocal --workdir=LOCAL     (digits, a minute, no DIR)
+    vit-jax train --config=folder:runlocal --config.init.checkpoint=LOCAL --workdir=RUN
 
 DIR is CLASS/*, or {train,validation,test}/CLASS/*, or images with metadata.csv or metadata.jsonl.
 Image size, normalisation and model are the checkpoint's own unless given.  The best checkpoint on
@@ -13,10 +15,11 @@ the plain ViT baseline's (arXiv 2205.01580), with batch and learning rate scaled
 
 from ml_collections import ConfigDict
 
+from vit_jax.configs import common
+
 
 def get_config(arg=None):
-  if arg not in (None, "scratch"):
-    raise ValueError(f"unknown argument {arg!r}: leave it out, or give 'scratch'")
+  chosen = common.choose(arg, start=("scratch",))
   config = ConfigDict()
   config.input = dict(dataset="folder", batch_size=64, crop="random_resized", crop_min_area=0.3)
   config.optimizer = dict(name="adamw", learning_rate=1e-4, weight_decay=0.05)
@@ -24,10 +27,15 @@ def get_config(arg=None):
   config.total = "20 epochs"
   config.evaluate = dict(every="1 epochs")
   config.checkpoint = dict(best_metric="accuracy")
-  if arg == "scratch":
+  if chosen.start == "scratch":
     config.input.batch_size = 128
     config.input.crop_min_area = 0.08
     config.optimizer = dict(name="adamw", learning_rate=5e-4, weight_decay=0.1)
     config.batch_ops = dict(mixup_alpha=0.2)
     config.total = "100 epochs"
+  if chosen.runlocal and chosen.start == "scratch":
+    config.model = ConfigDict()
+    common.run_local(config)
+  elif chosen.runlocal:
+    common.small_data(config)
   return config

@@ -3,6 +3,8 @@
     vit-jax train --config=quickstart --workdir=runs/digits
     vit-jax train --config=quickstart:finetune --config.init.checkpoint=runs/digits \\
         --workdir=runs/digits_24px
+    vit-jax train --config=quickstart:runlocal --workdir=RUN     (a twentieth of it, to see it run)
+    vit-jax train --config=quickstart:finetune,runlocal --config.init.checkpoint=REF --workdir=RUN
 
 Pre-training sees 16-pixel images (16 tokens), fine-tuning 24-pixel images (36 tokens).  Expected:
 >= 97 % of the held-out fifth, in about a minute and a half on two CPU cores.  All in float32, so
@@ -11,10 +13,11 @@ that PyTorch's numbers can be compared to the last digits.
 
 from ml_collections import ConfigDict
 
+from vit_jax.configs import common
+
 
 def get_config(arg=None):
-  if arg not in (None, "finetune"):
-    raise ValueError(f"unknown argument {arg!r}: leave it out, or give 'finetune'")
+  chosen = common.choose(arg, part=("finetune",))
   config = ConfigDict()
   config.model = dict(
       variant="Ti/4", width=64, depth=4, mlp_dim=256, num_heads=4, image_size=16,
@@ -29,9 +32,13 @@ def get_config(arg=None):
   config.total = "60 epochs"
   config.evaluate = dict(every="20 epochs")
   config.log_every = "100 steps"
-  if arg == "finetune":
+  if chosen.part == "finetune":
     config.model.image_size = 24
     config.optimizer = dict(name="sgd", learning_rate=0.03, momentum=0.9)
     config.total = "10 epochs"
     config.evaluate = dict(every="5 epochs")
+  if chosen.runlocal:
+    config.total = "3 epochs"
+    config.evaluate = dict(every="3 epochs")
+    config.log_every = "10 steps"
   return config

@@ -1,0 +1,47 @@
+"""Each recipe's resolved config against the JSON that lies in golden/.
+
+After a change that is meant, look at what `git diff` then shows:
+    VIT_JAX_WRITE_GOLDEN=1 python -m pytest tests/configs/test_recipe_golden.py
+"""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from vit_jax import config as config_lib
+
+from published import resolved
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SPECS = {
+    # name: (argument, variant of the checkpoint that it starts from)
+    "vit_i21k": ("B/16", None),
+    "vit_i1k": ("B/16", None),
+    "augreg_i21k": ("B/16,medium2-drop-wd.03", None),
+    "augreg_i1k": ("S/16", None),
+    "plain_vit_i1k": ("90", None),
+    "finetune": ("imagenet,384", "B/16"),
+    "fashion_mnist": ("", None),
+    "cifar10_scratch": ("", None),
+    "folder": ("scratch", None),
+    "quickstart": ("", None),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_recipe_is_what_it_was(name):
+  argument, start = SPECS[name]
+  file, found = GOLDEN / f"{name}.json", resolved(f"{name}:{argument}", start=start)
+  if os.environ.get("VIT_JAX_WRITE_GOLDEN"):
+    GOLDEN.mkdir(exist_ok=True)
+    text = json.dumps(config_lib.to_json(found), indent=1, sort_keys=True)
+    file.write_text(text + "\n")
+  # A key that has come since has its default.
+  stored = config_lib.from_json(json.loads(file.read_text()), origin=file.name)
+  assert config_lib.to_json(found) == config_lib.to_json(stored)
+
+
+def test_every_recipe_has_one():
+  assert set(SPECS) == set(config_lib.recipes()) == {file.stem for file in GOLDEN.glob("*.json")}

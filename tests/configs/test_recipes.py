@@ -1,0 +1,291 @@
+"""Every recipe with every documented argument: it loads, has the size it should, and trains."""
+
+import ast
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as config_lib
+from vit_jax.configs import common
+from vit_jax.errors import ConfigError
+from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.train import train
+
+from published import (
+    CIFAR10, CIFAR100, DIGITS, FASHION_MNIST, FLOWERS, IMAGENET_1K, IMAGENET_21K, PETS, SIZES,
+    WHOLE_CIFAR10, plan, resolved,
+)
+
+NAMES = config_lib.recipes()
+AUGREG = ("Ti/16", "S/32", "S/16", "B/32", "B/16", "L/16")
+ARGUMENTS = {
+    "vit_i21k": ("B/16", "B/32", "L/16", "L/32", "H/14"),
+    "vit_i1k": ("B/16", "B/32", "L/16", "L/32"),
+    "augreg_i21k": AUGREG,
+    "augreg_i1k": AUGREG,
+    "plain_vit_i1k": ("90", "150", "300"),
+    "finetune": tuple(
+        f"{data},{side}"
+        for data in ("imagenet", "cifar10", "cifar100", "pets", "flowers")
+        for side in (224, 384, 512, 518)
+    ),
+    "fashion_mnist": (),
+    "cifar10_scratch": (),
+    "folder": ("scratch",),
+    "quickstart": ("finetune",),
+}
+SPECS = [
+    f"{name}:{argument}{local}".replace(":,", ":").rstrip(":")
+    for name, arguments in ARGUMENTS.items()
+    for argument in ("", *arguments) for local in ("", ",runlocal")
+]
+
+
+def docstring(name):
+  return ast.get_docstring(ast.parse(NAMES[name].read_text()))
+
+
+def test_the_table_has_all_recipes():
+  assert set(ARGUMENTS) == set(NAMES) and "common" not in NAMES
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_argument_loads(spec):
+  config = config_lib.load(spec, {"seed": "3"})
+  assert config.seed == 3
+  assert (config.input.dataset == "digits") == ("runlocal" in spec or "quickstart" in spec)
+
+
+@pytest.mark.parametrize("name", ["augreg_i21k", "augreg_i1k"])
+def test_augreg_has_28_settings(name):
+  assert len(set(common.AUGREG_SETTINGS)) == 28
+  seen = set()
+  for setting in common.AUGREG_SETTINGS:
+    config = config_lib.load(f"{name}:S/16,{setting}")
+    seen.add((
+        config.input.rand_augment, config.batch_ops.mixup_alpha, config.model.dropout,
+        config.model.stochastic_depth, config.optimizer.weight_decay,
+    ))
+  assert len(seen) == 28
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_docstring_shows_can_be_run(name):
+  """Each command names the recipe with an argument that it takes, and what it cannot know."""
+  text = docstring(name)
+  shown = re.findall(rf"--config={name}(?::(\S+))?", text)
+  assert shown and any("runlocal" in argument for argument in shown)
+  for argument in filter(None, shown):
+    config_lib.load(f"{name}:{argument}")
+  keys = re.findall(r'--config\.([\w.]+)=("[^"]*"|\S+)', text)
+  known = {key: value.strip('"') for key, value in keys if not value.isupper()}
+  config_lib.load(name, known)
+  assert re.search(r"^.*\.$", text.splitlines()[0]) and "workdir=" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_is_the_same_recipe(name, tmp_path):
+  copy = tmp_path / "mine.py"
+  copy.write_text(NAMES[name].read_text())
+  assert config_lib.load(str(copy)) == config_lib.load(name)
+  assert config_lib.load(f"{copy}:runlocal") == config_lib.load(f"{name}:runlocal")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"folder", "quickstart"}))
+def test_a_docstring_says_what_to_expect_and_what_is_assumed(name):
+  text = docstring(name)
+  assert "Expected" in text and "Time:" in text
+  assert re.search(r"Assumed|All of it is ours|Different:", text)
+
+
+@pytest.mark.parametrize("spec, near", [
+    ("vit_i21k:B/61", "'B/16'"),
+    ("vit_i1k:B16", "'B/16'"),
+    ("augreg_i21k:B/16,medium3", "'medium"),
+    ("augreg_i1k:S/16,strong2-drop-wd.3", "'strong2-drop-wd.03'"),
+    ("plain_vit_i1k:30", "'300'"),
+    ("finetune:cifar", "'cifar10'"),
+    ("finetune:imagenet,383", "'384'"),
+    ("fashion_mnist:run-local", "'runlocal'"),
+])
+def test_a_wrong_argument_is_refused_with_the_nearest(spec, near):
+  with pytest.raises(ConfigError) as error:
+    config_lib.load(spec)
+  assert near in str(error.value) and spec in str(error.value)
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("vit_i21k:B/16,L/16", ("'B/16'", "'L/16'")),
+    ("finetune:pets,flowers", ("'pets'", "'flowers'")),
+    ("plain_vit_i1k:runlocal,runlocal", ("'runlocal'",)),
+    ("vit_i1k:B/16,", ("''",)),
+    ("vit_i1k:xyzzy", ("'xyzzy'", "L/32")),
+])
+def test_two_of_a_kind_or_nothing_like_it_is_refused(spec, words):
+  with pytest.raises(ConfigError) as error:
+    config_lib.load(spec)
+  assert all(word in str(error.value) for word in words)
+
+
+# Sizes.
+
+FIXED = {"pooling": "cls", "pre_logits": False, "learned": True}
+MODELS = [
+    *(("vit_i21k", v, v, IMAGENET_21K, {"pre_logits": True}) for v in ARGUMENTS["vit_i21k"]),
+    *(("vit_i1k", v, v, IMAGENET_1K, {"pre_logits": True}) for v in ARGUMENTS["vit_i1k"]),
+    *(("augreg_i21k", v, v, IMAGENET_21K, {"pooling": "gap"}) for v in AUGREG),
+    *(("augreg_i1k", v, v, IMAGENET_1K, {"pre_logits": True}) for v in AUGREG),
+    ("plain_vit_i1k", "90", "S/16", IMAGENET_1K,
+     {"pooling": "gap", "pre_logits": True, "learned": False}),
+]
+
+
+def count(parts):
+  return sum(leaf.size for leaf in jax.tree.leaves(parts.abstract.params))
+
+
+@pytest.mark.parametrize("name, argument, variant, data, head", MODELS)
+def test_parameters_of_pre_training(name, argument, variant, data, head):
+  total, width, positions = SIZES[variant]
+  head = FIXED | head
+  total += (data[1] - 1000) * (width + 1)
+  if head["pre_logits"]:
+    total += width * width + width
+  if head["pooling"] == "gap":  # neither the token nor its position
+    total -= 2 * width
+    positions -= 1
+  if not head["learned"]:
+    total -= positions * width
+  assert count(plan(f"{name}:{argument}", data)) == total
+
+
+@pytest.mark.parametrize("argument, variant, data, positions", [
+    ("imagenet,224", "B/32", IMAGENET_1K, 7 * 7 + 1),
+    ("imagenet", "B/16", IMAGENET_1K, 24 * 24 + 1),
+    ("imagenet,512", "L/16", IMAGENET_1K, 32 * 32 + 1),
+    ("imagenet,518", "H/14", IMAGENET_1K, 37 * 37 + 1),
+    ("cifar10", "B/16", CIFAR10, 24 * 24 + 1),
+    ("cifar100", "L/16", CIFAR100, 24 * 24 + 1),
+    ("pets,224", "S/16", PETS, 14 * 14 + 1),
+    ("flowers", "B/32", FLOWERS, 12 * 12 + 1),
+])
+def test_parameters_of_fine_tuning(argument, variant, data, positions):
+  total, width, before = SIZES[variant]
+  total += (data[1] - 1000) * (width + 1) + (positions - before) * width
+  assert count(plan(f"finetune:{argument}", data, start=variant)) == total
+
+
+def test_parameters_of_small_models():
+  """Written out, layer by layer."""
+  width, mlp = 512, 2048
+  block = 3 * width * width + (width * width + width) + 4 * width  # no biases of q, k, v
+  block += width * mlp + mlp + mlp * width + width
+  total = (768 * width + width) + width + 37 * width + 2 * block + 2 * width + 11 * width - width
+  assert count(plan("fashion_mnist", FASHION_MNIST)) == total + 10
+
+  width, mlp = 128, 256
+  block = 4 * (width * width + width) + 4 * width + width * mlp + mlp + mlp * width + width
+  total = (48 * width + width) + 64 * width + 6 * block + 2 * width + 10 * width + 10
+  assert count(plan("cifar10_scratch", WHOLE_CIFAR10)) == total
+
+
+# Training.
+
+SMALL = {"width": 32, "depth": 2, "mlp_dim": 32, "num_heads": 2}
+STEPS = {
+    "vit_i21k:L/16": (IMAGENET_21K, "sigmoid"),
+    "vit_i1k:B/32": (IMAGENET_1K, "softmax"),
+    "augreg_i21k:S/32,strong2-drop": (IMAGENET_21K, "sigmoid"),
+    "augreg_i1k:S/32": (IMAGENET_1K, "softmax"),
+    "plain_vit_i1k:90": (IMAGENET_1K, "softmax"),
+    "fashion_mnist": (FASHION_MNIST, "softmax"),
+    "cifar10_scratch": (WHOLE_CIFAR10, "softmax"),
+}
+
+
+def two_steps(spec, data, overrides):
+  """The losses of two steps on noise, and the head's kernel after them."""
+  parts = plan(spec, data, overrides, platform="cpu")
+  size, side = parts.config.input.batch_size, parts.config.model.image_size
+  rng = np.random.default_rng(0)
+  batch = mesh_lib.to_devices({
+      "image": rng.integers(256, size=(size, side, side, 3), dtype=np.uint8),
+      "label": rng.integers(data[1], size=size).astype(np.int32),
+      "mask": np.ones(size, np.float32),
+  }, parts.mesh)
+  state = jax.jit(parts.init, out_shardings=parts.state_shardings)(parts.init_key)
+  losses = []
+  for _ in range(2):
+    state, values = parts.train_step(state, batch, parts.step_key)
+    losses.append(float(values["loss"]))
+  return losses, np.asarray(state.params["head"]["kernel"])
+
+
+@pytest.mark.slow  # each is compiled for eight devices
+@pytest.mark.parametrize("spec", STEPS)
+def test_steps_with_only_width_depth_and_data_reduced(spec):
+  """A head at zero gives the first loss in closed form, whatever is mixed or smoothed."""
+  data, loss = STEPS[spec]
+  overrides = {f"model.{key}": str(value) for key, value in SMALL.items()}
+  losses, kernel = two_steps(spec, data, overrides | {"input.batch_size": "16"})
+  classes = data[1]
+  expected = math.log(classes)
+  if loss == "sigmoid":
+    expected = math.log1p(math.exp(10)) + (classes - 1) * math.log1p(math.exp(-10))
+  assert losses[0] == pytest.approx(expected, rel=1e-5)
+  assert math.isfinite(losses[1]) and np.all(np.isfinite(kernel)) and np.any(kernel)
+
+
+def run(spec, path, **overrides):
+  """Trains a local recipe for two steps; its metrics."""
+  overrides = {key.replace("__", "."): value for key, value in overrides.items()}
+  train(
+      config_lib.load(spec, {"total": "2 steps", "log_every": "1 steps"} | overrides), workdir=path
+  )
+  return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_local_run_is_trained_evaluated_and_fine_tuned(tmp_path):
+  run("vit_i21k:B/16,runlocal", tmp_path / "a", evaluate__every="2 steps")
+  metrics = run(
+      "finetune:cifar10,runlocal", tmp_path / "b", evaluate__every="2 steps",
+      init__checkpoint=str(tmp_path / "a"),
+  )
+  assert metrics[0]["train/loss"] == pytest.approx(math.log(10), rel=1e-5)  # a new head
+  assert 0 <= metrics[-1]["eval/validation/accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [
+    "vit_i1k:B/16,runlocal", "augreg_i21k:B/16,strong2-drop,runlocal", "augreg_i1k:runlocal",
+    "plain_vit_i1k:runlocal", "fashion_mnist:runlocal", "cifar10_scratch:runlocal",
+    "folder:scratch,runlocal", "quickstart:runlocal",
+])
+def test_every_local_run_trains(spec, tmp_path):
+  metrics = run(spec, tmp_path / "run")
+  assert [line["step"] for line in metrics if "train/loss" in line] == [1, 2]
+  assert all(math.isfinite(line["train/loss"]) for line in metrics)
+
+
+@pytest.mark.slow
+def test_a_local_run_learns(tmp_path):
+  """All of its steps: 71 % were measured."""
+  train(config_lib.load("vit_i21k:runlocal"), workdir=tmp_path / "run")
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(lines[-1])["eval/validation/accuracy"] > 0.4
+
+
+def test_a_local_recipe_keeps_its_objective_and_optimizer():
+  for name in ARGUMENTS:
+    if name in ("quickstart", "folder"):
+      continue
+    whole, local = config_lib.load(name), config_lib.load(f"{name}:runlocal")
+    assert whole.objective.loss == local.objective.loss and whole.optimizer == local.optimizer
+    assert whole.batch_ops == local.batch_ops and whole.schedule.name == local.schedule.name
+    if name != "finetune":
+      assert resolved(f"{name}:runlocal").input.short_side in (None, 18)
+      assert count(plan(f"{name}:runlocal", DIGITS)) < 200_000
