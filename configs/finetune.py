@@ -72,6 +72,7 @@ def get_config(arg=None):
   data, resolution = chosen.data or "imagenet", int(chosen.resolution or 384)
   dataset, steps, warmup, learning_rate, percent = DATA[data]
   config = ConfigDict()
+  config.init = dict(required=True)
   config.model = dict(image_size=resolution)
   config.input = dict(
       dataset=dataset, split=f"train[:{percent}%]", batch_size=512, crop="random_resized",

@@ -82,6 +82,7 @@ def test_refs_are_split(ref, which, tmp_path, monkeypatch):
   assert path == tmp_path / (ref if not which else "a")
 
 
+@pytest.mark.slow
 def test_an_average_may_begin_and_end_by_amending(tmp_path, capsys):
   run = tmp_path / "run"
   plain = {"schedule.name": "constant", "schedule.warmup": "0 steps", "evaluate.every": "3 steps"}

@@ -87,7 +87,7 @@ OF_A_RUN = {
 # Each is held by the tests that are named, because it shows where neither of the two looks.
 ELSEWHERE = {
     "input.dataset": "data/test_open", "input.path": "test_folder_run",
-    "init.checkpoint": "test_ema, test_finetune_torch",
+    "init.checkpoint": "test_ema, test_finetune_torch", "init.required": "configs/test_recipes",
     "input.threads": "data/test_pipeline", "input.workers": "data/test_workers",
     "input.max_bad_fraction": "data/test_bad_records", "model.attention": "models/test_attention",
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",

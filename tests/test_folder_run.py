@@ -151,6 +151,7 @@ def test_a_workdir_of_another_config_and_amend(tmp_path, capsys):
   assert (workdir / "checkpoints" / "6" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_other_data_is_refused(tmp_path, capsys):
   folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
   assert train(folder, workdir, "--config.total=2 steps", capsys=capsys)[0] == 0
@@ -170,6 +171,7 @@ def test_batch_that_the_mesh_cannot_divide(tmp_path, capsys):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_cannot_be_amended_to_end_before_where_it_stands(tmp_path, capsys):
   folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
   assert train(folder, workdir, "--config.total=3 steps", capsys=capsys)[0] == 0

@@ -63,6 +63,7 @@ def test_one_batch_for_ever(tmp_path, capsys):
   assert all(row["train/input_wait_fraction"] < 0.05 for row in rows[3:])
 
 
+@pytest.mark.slow
 def test_real_labels_and_classes_of_other_names(tmp_path, capsys):
   folder = write_folder(tmp_path / "photos", images=6)
   code, _, err = run(

@@ -86,6 +86,7 @@ def test_parts_are_the_large_batch(mesh, parts):
     np.testing.assert_allclose(ours, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_part_has_dropout_of_its_own():
   """With equal bits in both halves, and equal halves, two parts would be one part twice."""
   whole, parts = trained("one device", 1, dropout=0.3)[0], trained("one device", 2, dropout=0.3)[0]

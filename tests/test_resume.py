@@ -118,6 +118,7 @@ def test_killed_at_random_moments(tmp_path, uninterrupted):
   assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_terminated_then_interrupted(tmp_path, uninterrupted):
   run = tmp_path / "run"
   for number, after in ((signal.SIGTERM, 9), (signal.SIGINT, 30)):
@@ -130,6 +131,7 @@ def test_terminated_then_interrupted(tmp_path, uninterrupted):
   assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_fine_tune_killed_before_its_first_checkpoint(tmp_path, uninterrupted):
   """It starts from the checkpoint's weights again, not from random ones."""
   late = ("--config.checkpoint.every=0 steps", f"--config.init.checkpoint={uninterrupted}",

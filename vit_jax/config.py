@@ -304,6 +304,7 @@ FIELDS = {
     "init.checkpoint": Field(
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
     ),
+    "init.required": Field(False, IDENTITY, "init.checkpoint has to be given, as to fine-tune"),
     "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
     "evaluate.split": Field(
         None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]', str

@@ -61,6 +61,11 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     run = RunDirectory(workdir)
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
+    if config.init.required and not config.init.checkpoint:
+      raise ConfigError(
+          "this recipe starts from weights: name them with --config.init.checkpoint=REF, a run, or "
+          "anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
+      )
     if info and not continuation.changed and resume.is_complete(run, info):
       print(f"{run.path} is complete: {info['total_steps']} steps. Nothing to do.")
       return

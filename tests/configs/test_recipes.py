@@ -249,6 +249,7 @@ def run(spec, path, **overrides):
   return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_local_run_is_trained_evaluated_and_fine_tuned(tmp_path):
   run("vit_i21k:B/16,runlocal", tmp_path / "a", evaluate__every="2 steps")
   metrics = run(
@@ -289,3 +290,9 @@ def test_a_local_recipe_keeps_its_objective_and_optimizer():
     if name != "finetune":
       assert resolved(f"{name}:runlocal").input.short_side in (None, 18)
       assert count(plan(f"{name}:runlocal", DIGITS)) < 200_000
+
+
+def test_fine_tuning_needs_a_checkpoint(tmp_path):
+  with pytest.raises(ConfigError, match="--config.init.checkpoint=REF"):
+    train(config_lib.load("finetune:cifar10,runlocal"), workdir=tmp_path / "run")
+  assert not (tmp_path / "run" / "run.json").exists()
