@@ -3,8 +3,8 @@
 Both train a ViT of the same size on the same images, for the same wall time, which begins with the
 process: imports, compilation and the final evaluation of all 10 000 test images are within it.  How
 many steps fit is measured before, by a short run of the same program.  timm trains with the same
-hyper-parameters (cifar10_timm.py); what differs is the implementation, its initialisation, and how many
-steps it does.
+hyper-parameters (cifar10_timm.py); what differs is the implementation, its initialisation, and how
+many steps it does.
 
     PYTHONPATH=. python benchmarks/cifar10.py --images=DIR --minutes=30 --seeds=0,1,2 \\
         --peers-python=PATH

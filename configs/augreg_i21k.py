@@ -20,7 +20,8 @@ medium2.  VARIANT is one of these six [B/16].
 Expected after 300 epochs and `finetune:imagenet` (the paper): at 224 px L/16 83.98, B/16 83.96,
 S/16 80.46, B/32 79.13, Ti/16 73.75; at 384 px L/16 85.59, B/16 85.49, S/16 83.73, B/32 83.59.
 After 30 epochs: B/16 80.42 and 83.46, L/16 82.05 and 84.48.
-Time: 300 epochs of 12.4 million images are 908 k steps; how long they took was not published.
+Time: 300 epochs of 12.4 million images are 908 k steps, of the 99 % here 899 k; how long they took
+was not published.
 
 As big_vision writes it: sigmoid loss, the mean over patches without a hidden layer before the
 head, Adam's first moment in bfloat16.  Kernels alone decay, .1 times the learning rate of 1e-3

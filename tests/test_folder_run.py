@@ -149,6 +149,18 @@ def test_a_workdir_of_another_config_and_amend(tmp_path, capsys):
   assert changes[-1]["step"] == 4
   assert changes[-1]["changed"]["total"] == {"from": "4 steps", "to": "6 steps"}
   assert (workdir / "checkpoints" / "6" / "manifest.json").exists()
+  # Parts of the optimizer may begin and end; what is refused leaves the run as it was.
+  parts = ("--config.total=8 steps", "--config.optimizer.clip_global_norm=None",
+           "--config.optimizer.layer_decay=0.9")
+  history = (workdir / "config_history.jsonl").read_text()
+  code, _, err = train(
+      folder, workdir, *parts, "--config.optimizer.name=sgd", "--amend", capsys=capsys
+  )
+  assert code == 5 and "holds another model or optimizer" in err
+  assert (workdir / "config_history.jsonl").read_text() == history
+  assert train(folder, workdir, *longer, capsys=capsys)[0] == 0
+  code, _, err = train(folder, workdir, *parts, "--amend", capsys=capsys)
+  assert code == 0, err
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_memory_falls_with_the_micro_batch():
 
 
 def test_advice_when_the_devices_are_full():
-  with pytest.raises(ConfigError, match=r"out of memory .*set config.micro_batch=32 \(now 64\)"):
+  with pytest.raises(ConfigError, match=r"out of memory .*set config.micro_batch=32 \(now 64;"):
     with micro_batch.advice_when_out_of_memory(64, 8):
       jax.numpy.zeros(2**52, np.uint8).block_until_ready()
   with pytest.raises(ConfigError, match="config.mesh.fsdp"):

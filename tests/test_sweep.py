@@ -101,3 +101,15 @@ def test_what_is_refused(recipe, tmp_path, capsys, arg, more, message):
 def test_a_recipe_without_a_sweep(tmp_path, capsys):
   code, _, err = run("sweep", "--config=folder", f"--workdir={tmp_path}", capsys=capsys)
   assert code == 2 and "defines no sweep(arg)" in err
+
+
+def test_runs_of_another_config_are_not_taken_over(recipe, tmp_path, capsys):
+  code, _, err = sweep(recipe, tmp_path, "--index=1", "--config.total=2 steps", capsys=capsys)
+  assert code == 0, err
+  code, _, err = sweep(recipe, tmp_path, "--config.total=3 steps", capsys=capsys)
+  assert code == 2 and "was begun with another recipe" in err
+
+
+def test_the_test_split_does_not_choose(recipe, tmp_path, capsys):
+  code, _, err = sweep(recipe, tmp_path / "x", "--config.evaluate.split=test", capsys=capsys)
+  assert code == 2 and "compared by a held-out split" in err and not (tmp_path / "x").exists()

@@ -120,7 +120,8 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   vit-jax sweep --config=... --workdir=runs/sweep --print             what it would train
   vit-jax sweep --config=... --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID      one of them
 Each run lies in a directory of its own and is skipped once finished.  DIR/sweep.csv compares them
-by the held-out split; DIR/winner.json names the best, which alone is evaluated on the test split.""")
+by the held-out split; DIR/winner.json names the best, which alone is evaluated on the test
+split.""")
   add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="a recipe with sweep()")
   add("--workdir", required=True, metavar="DIR", help="directory of the runs, made if missing")
   add("--index", type=int, metavar="N", help="train only run N, from 0 [all]")
@@ -131,12 +132,13 @@ by the held-out split; DIR/winner.json names the best, which alone is evaluated 
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos \\
       --measures=knn,linear_probe,few_shot
-Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion (tables beside the JSON
-file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.""")
+Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion (tables beside the
+JSON file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
   add("--output", metavar="FILE", help="also write the JSON here [RUN/evaluation.json for a run]")
-  add("--measures", default="classification", metavar="NAME,NAME", help="see below [classification]")
+  add("--measures", default="classification", metavar="NAME,NAME",
+      help="see below [classification]")
   add("--classes", metavar="MAP", help="judge by these classes of the head: imagenet-1k (of an "
       "ImageNet-21k head), or a file with an index or WordNet id a line")
 
@@ -255,7 +257,8 @@ def _sweep(arguments, overrides):
 
   everything = members(arguments.config, overrides, arguments.workdir)
   if arguments.index is not None and not 0 <= arguments.index < len(everything):
-    raise ConfigError(f"--index={arguments.index}: the sweep has the runs 0 to {len(everything) - 1}")
+    last = len(everything) - 1
+    raise ConfigError(f"--index={arguments.index}: the sweep has the runs 0 to {last}")
   chosen = everything if arguments.index is None else [everything[arguments.index]]
   if arguments.print:
     print("\n".join(f"{member.workdir}: {member.values}" for member in chosen))

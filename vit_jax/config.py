@@ -183,11 +183,12 @@ FIELDS = {
         False, RECIPE, "average where a random_resized crop is made smaller; others always are"
     ),
     "input.scaled_decoding": Field(
-        False, RECIPE, "decode JPEGs at 1/2, 1/4 or 1/8 where the crop stays as large as the model's"
+        False, RECIPE, "decode JPEGs at 1/2, 1/4 or 1/8 where the crop stays large enough"
     ),
     "input.flip": Field(True, RECIPE, "mirror every second training image"),
     "input.rand_augment": Field(
-        None, RECIPE, 'LAYERS,MAGNITUDE as "2,15", or timm\'s "rand-m9-mstd0.5-inc1"; None: off', str
+        None, RECIPE, 'LAYERS,MAGNITUDE as "2,15", or timm\'s "rand-m9-mstd0.5-inc1"; None: off',
+        str,
     ),
     "input.three_augment": Field(False, RECIPE, "DeiT-III's: gray, solarized or blurred"),
     "input.color_jitter": Field(
@@ -307,7 +308,8 @@ FIELDS = {
     "init.required": Field(False, IDENTITY, "init.checkpoint has to be given, as to fine-tune"),
     "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
     "evaluate.split": Field(
-        None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]', str
+        None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]',
+        str,
     ),
     "evaluate.real_labels": Field(
         None, RUNTIME, "ImageNet-ReaL's real.json, whose labels replace the split's own", str,
@@ -569,7 +571,8 @@ def _check_scalar(key, value, origin):
   if expected is float and type(value) is int:
     value = float(value)
   if type(value) is not expected:
-    _refuse(key, value, f"of type {expected.__name__}", origin)
+    words = "".join(f", or {word!r}" for word in FIELDS[key].words)
+    _refuse(key, value, f"of type {expected.__name__}{words}", origin)
   low, high = FIELDS[key].minimum, FIELDS[key].maximum
   if expected is float and not math.isfinite(value):
     _refuse(key, value, "a finite number", origin)

@@ -8,7 +8,7 @@ from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.versions import versions
 
 _OPTIONAL = {
-    "turbojpeg": "libjpeg-turbo 3, to decode parts of JPEGs: pip install turbojpeg, or the system's",
+    "turbojpeg": "libjpeg-turbo 3, to decode crops alone: pip install turbojpeg",
     "torch": "PyTorch, to verify conversions: pip install 'vit_jax[torch]'",
     "transformers": "Hugging Face, to verify conversions: pip install 'vit_jax[torch]'",
     "timm": "timm, to verify conversions to it and to .npz: pip install timm",

@@ -76,7 +76,8 @@ def evaluate(
       metrics |= make_evaluator(config, source, model=model, mesh=mesh, bad=bad).run(params)
     metrics |= measures.of_predictions(
         wanted, logits=logits_of(config, model), params=params, batches=batches(source),
-        source=source, out_sharding=out_sharding, directory=directory,
+        source=source, out_sharding=out_sharding, loss_name=config.objective.loss,
+        directory=directory,
     )
   metrics |= measures.of_features(
       wanted, checkpoint=checkpoint, how=how, mean=config.input.mean, std=config.input.std,
@@ -181,7 +182,8 @@ def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:
   detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
   raise ConfigError(
       f"{checkpoint.ref} knows {classes} classes, {dataset.name} has {len(ours)}, and they are not "
-      f"the same{detail}. Name the data that the checkpoint was trained on, or fine-tune it on yours"
+      f"the same{detail}. Name the data that the checkpoint was trained on, or fine-tune it on "
+      "yours"
       + ("; if the same classes in the same order have only other names, "
          "--config.evaluate.classes=by_order says so" if classes == len(ours) else "")
   )

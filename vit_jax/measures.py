@@ -66,20 +66,22 @@ def check(names, dataset, source, directory: pathlib.Path | None) -> None:
 
 def of_predictions(
     names, *, logits: Callable, params, batches: Callable, source, out_sharding,
-    directory: pathlib.Path | None,
+    loss_name: str, directory: pathlib.Path | None,
 ) -> dict[str, float]:
   """Measures that need every prediction; process 0 writes the tables.
 
   Args:
     logits: function of (params, batch) to `[B, C]`.
     batches: function of no arguments to an iterator of device batches.
+    loss_name: "softmax" or "sigmoid", which the classifier was trained with.
     directory: of confusion.csv, per_class.csv and reliability.json.
   """
   wanted = set(names) & set(_OF_PREDICTIONS)
   if not wanted:
     return {}
   predictions = PredictionCollector(
-      logits=logits, batches=batches, examples=len(source), out_sharding=out_sharding
+      logits=logits, batches=batches, examples=len(source), out_sharding=out_sharding,
+      loss_name=loss_name,
   ).run(params)
   found, classes = {}, len(source.classes)
   if "macro_f1" in wanted:

@@ -97,7 +97,8 @@ def advice_when_out_of_memory(micro_batch: int, data_shards: int):
       raise
     smaller = sizes(micro_batch, data_shards)[1:]
     advice = (
-        f"set config.micro_batch={smaller[0]} (now {micro_batch})" if smaller
+        f"set config.micro_batch={smaller[0]} (now {micro_batch}; where there is dropout a run that "
+        "has begun needs --amend, too)" if smaller
         else "set config.mesh.fsdp to shard the parameters over more devices"
     )
     first = str(error).partition("\n")[0]

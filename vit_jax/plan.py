@@ -1,4 +1,4 @@
-"""What a run will compute, decided from its config and data before anything is written or compiled."""
+"""What a run will compute, decided from config and data before anything is written or compiled."""
 
 import dataclasses
 import functools
@@ -89,8 +89,8 @@ def make_plan(
   warmup_steps = steps_in(config.schedule.warmup)
   if not 0 <= warmup_steps < total_steps:
     raise ConfigError(
-        f"config.schedule.warmup {config.schedule.warmup!r} is {warmup_steps} steps and config.total "
-        f"{config.total!r} is {total_steps}: train longer, or warm up for less"
+        f"config.schedule.warmup {config.schedule.warmup!r} is {warmup_steps} steps and "
+        f"config.total {config.total!r} is {total_steps}: train longer, or warm up for less"
     )
 
   rate = config.optimizer.learning_rate
@@ -218,8 +218,8 @@ def _check_batch_size(batch_size: int, shards: int) -> None:
   if batch_size % unit:
     near = max(unit, round(batch_size / unit) * unit)
     raise ConfigError(
-        f"config.input.batch_size {batch_size} does not divide over the mesh: it must be a multiple "
-        f"of {unit} (2 x {shards} data shards); the nearest is {near}"
+        f"config.input.batch_size {batch_size} does not divide over the mesh: it must be a "
+        f"multiple of {unit} (2 x {shards} data shards); the nearest is {near}"
     )
 
 

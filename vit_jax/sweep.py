@@ -16,9 +16,11 @@ from typing import Any
 from vit_jax import config as config_lib
 from vit_jax.checkpoint import atomic
 from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.data.open import open_configured
 from vit_jax.errors import ConfigError, NonFiniteError
-from vit_jax.evaluate import evaluate
+from vit_jax.evaluate import evaluate, evaluation_split
 from vit_jax.observe.status import read_status
+from vit_jax.resume import continue_or_begin
 from vit_jax.train import train
 
 
@@ -75,12 +77,21 @@ def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> No
     workdir: of the sweep, made if missing.
 
   Raises:
+    ConfigError: a member's directory holds a run of another config, or test would choose.
     what `train` raises, except NonFiniteError.
   """
+  for member in everything:
+    # A directory of another sweep's, or of other values, is not taken for this one's.
+    if RunDirectory(member.workdir).exists():
+      continue_or_begin(RunDirectory(member.workdir), member.config, amend=False)
+  _check_held_out(everything[0].config)
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   for member in chosen:
-    if _state(member) in ("finished", "failed"):
-      print(f"{member.workdir}: {_state(member)} already")
+    if _state(member) == "failed":
+      print(f"{member.workdir}: failed already; to try again delete it and {member.failure}")
+      continue
+    if _state(member) == "finished":
+      print(f"{member.workdir}: finished already")
       continue
     print(f"{member.workdir}: {member.values}")
     try:
@@ -92,6 +103,17 @@ def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> No
   _write_table(everything, workdir)
   if all(_state(member) in ("finished", "failed") for member in everything):
     _announce_winner(everything, workdir)
+
+
+def _check_held_out(config) -> None:
+  """Raises ConfigError where the runs would be chosen by the test split."""
+  split = config.evaluate.split or evaluation_split(config, open_configured(config))
+  if split == "test":
+    raise ConfigError(
+        "the runs of a sweep are compared by a held-out split, and here that would be test: hold "
+        "out a part of train with --config.input.split='train[:90%]' "
+        "--config.evaluate.split='train[90%:]'"
+    )
 
 
 def _state(member: Member) -> str:
@@ -143,7 +165,7 @@ def _tested(winner: Member) -> dict:
         return {"test_split": split, "test": found}
     except ConfigError:  # the data set has no such split
       pass
-  print(f"{winner.workdir.parent}: no split is left to test on: the winner was chosen by {held_out}")
+  print(f"{winner.workdir.parent}: no split is left to test on; {held_out} chose the winner")
   return {}
 
 

@@ -87,7 +87,8 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       resume.check_same_data(run.path, info, dataset)
 
     # Where it stands, and the weights to start from when it stands nowhere yet.
-    best = config.checkpoint.best_metric and f"eval/{evaluated.split}/{config.checkpoint.best_metric}"
+    metric = config.checkpoint.best_metric
+    best = metric and f"eval/{evaluated.split}/{metric}"
     checkpoints = stack.enter_context(
         Checkpoints(run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best)
     )
@@ -122,6 +123,12 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     if best and split == "test":
       print("data: there is no validation split: the best checkpoint is chosen on test")
 
+    # The state: new, from other weights, or restored.
+    if last_step is None:
+      state, examples_seen = _begin(plan, pretrained), 0
+    else:
+      state, examples_seen = _restore(plan, checkpoints, last_step)
+
     # The directory is written from here on.
     environment = resume.environment(plan.mesh)
     for note in notes + resume.environment_changes(info, environment):
@@ -143,11 +150,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       })
       run.write_config(config_lib.to_json(config))
 
-    # The state: new, from other weights, or restored; then the loop.
-    if last_step is None:
-      state, examples_seen = _begin(plan, pretrained), 0
-    else:
-      state, examples_seen = _restore(plan, checkpoints, last_step)
+    # The loop.
     bad = BadRecords(
         run.bad_records_path(jax.process_index()), max_fraction=config.input.max_bad_fraction
     )
@@ -272,8 +275,8 @@ def _loop(
 
   if step < total:
     raise Preempted(
-        f"{stop.requested}: stopped at step {step} of {total}; the state is saved in {run.path} and "
-        "the same command continues from there"
+        f"{stop.requested}: stopped at step {step} of {total}; the state is saved in {run.path} "
+        "and the same command continues from there"
     )
   print(f"{run.path}: done, {total} steps")
 
@@ -326,7 +329,10 @@ def _train_input(plan, source, transform, examples_seen: int, bad):
   )
   with contextlib.closing(batches):
     on_devices = (mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
-    yield itertools.repeat(next(on_devices)) if config.debug.repeat_batch else _one_ahead(on_devices)
+    if config.debug.repeat_batch:
+      yield itertools.repeat(next(on_devices))
+    else:
+      yield _one_ahead(on_devices)
 
 
 def _one_ahead(batches):

@@ -35,6 +35,17 @@ def test_class_and_confidence_of_each_example(dtype):
   assert got.unreadable == 2 and np.sum(~got.readable) == 3
 
 
+def test_a_head_of_sigmoids_is_as_sure_as_its_largest():
+  scores = np.array([[0.0, 2.0, -1.0], [-3.0, -4.0, -5.0]], np.float32)
+  given = on_mesh(
+      data_mesh(), 8, image=scores, label=np.zeros(2, np.int32), mask=np.ones(2, np.float32)
+  )
+  got = PredictionCollector(
+      logits=lambda p, batch: batch["image"], loss_name="sigmoid", **given
+  ).run({})
+  np.testing.assert_allclose(got.confidence, scipy.special.expit([2.0, -3.0]), rtol=1e-6)
+
+
 def test_equal_logits_are_the_first_class():
   given = on_mesh(
       data_mesh(), 8, image=np.zeros((3, 4), np.float32), label=np.arange(3, dtype=np.int32),

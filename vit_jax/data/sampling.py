@@ -154,8 +154,8 @@ def balance(source: Source, *, seed: int) -> ClassBalanced:
   """
   if hasattr(source, "record_at"):
     raise ConfigError(
-        f"config.input.sampling is class_balanced, but {source.name} is a mixture: balance it by the "
-        "weights in its file"
+        f"config.input.sampling is class_balanced, but {source.name} is a mixture: balance it by "
+        "the weights in its file"
     )
   labels = getattr(source, "labels", None)
   if labels is None:

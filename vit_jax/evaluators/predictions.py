@@ -35,14 +35,22 @@ class Predictions:
 class PredictionCollector:
   """Collects the predictions of a model on a split."""
 
-  def __init__(self, *, logits: Callable, batches: Callable, examples: int, out_sharding):
-    """Args and errors as of `classification.Classification` and `gather.Gather`."""
+  def __init__(
+      self, *, logits: Callable, batches: Callable, examples: int, out_sharding,
+      loss_name: str = "softmax",
+  ):
+    """Args and errors as of `classification.Classification` and `gather.Gather`.
+
+    A head of sigmoids is as confident as its largest sigmoid says.
+    """
+
+    probabilities = jax.nn.sigmoid if loss_name == "sigmoid" else jax.nn.softmax
 
     def answer(params, batch):
       scores = logits(params, batch).astype(jnp.float32)
       return {
           "predicted": jnp.argmax(scores, axis=-1).astype(jnp.int32),
-          "confidence": jnp.max(jax.nn.softmax(scores), axis=-1),
+          "confidence": jnp.max(probabilities(scores), axis=-1),
       }
 
     self._gather = Gather(

@@ -59,21 +59,24 @@ def make_optimizer(
     weight_decay = weight_decay / peak_learning_rate
   if layer_decay is not None and depth is None:
     raise ValueError("layer_decay needs depth")
-  scale = [_scale(name, b1, b2, epsilon, momentum, moment_dtype)]
-  decay, multiply = [], []
+  parts = {"scale": _scale(name, b1, b2, epsilon, momentum, moment_dtype)}
+  if clip_global_norm:
+    parts["clip"] = optax.clip_by_global_norm(clip_global_norm)
   if weight_decay:
-    mask = lambda params: decay_mask(params, weight_decay_mask)
-    decay = [optax.add_decayed_weights(weight_decay, mask)]
+    parts["decay"] = _decay(weight_decay, weight_decay_mask)
   if learning_rate_rules or layer_decay is not None:
-    multiply = [_multiply(learning_rate_rules, layer_decay, depth)]
+    parts["multiply"] = _multiply(learning_rate_rules, layer_decay, depth)
+  order = ["clip", "scale", "decay", "multiply"]
   if name == "adam":
-    parts = decay + scale + multiply
+    order = ["clip", "decay", "scale", "multiply"]
   elif weight_decay_independent:
-    parts = scale + multiply + decay
-  else:
-    parts = scale + decay + multiply
-  clip = [optax.clip_by_global_norm(clip_global_norm)] if clip_global_norm else []
-  chain = optax.chain(*clip, *parts, optax.scale_by_learning_rate(schedule))
+    order = ["clip", "scale", "multiply", "decay"]
+  # Every part has a name and a place, and none but "scale" and the last a state: so that an amended
+  # run may begin or end one.
+  chain = optax.named_chain(
+      *((part, parts.get(part, optax.identity())) for part in order),
+      ("learning_rate", optax.scale_by_learning_rate(schedule)),
+  )
   if freeze is not None:
     chain = _freeze(chain, freeze)
 
@@ -106,6 +109,18 @@ def _scale(name, b1, b2, epsilon, momentum, moment_dtype):
   if name == "sgd":
     return optax.trace(decay=momentum, accumulator_dtype=moment_dtype)
   return optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon, mu_dtype=moment_dtype)
+
+
+def _decay(weight_decay: float, pattern: str):
+  """Adds `weight_decay` times the parameters that decay."""
+
+  def update(updates, params):
+    decays = decay_mask(params, pattern)
+    return jax.tree.map(
+        lambda u, p, decay: u + weight_decay * p if decay else u, updates, params, decays
+    )
+
+  return optax.stateless(update)
 
 
 def _multiply(learning_rate_rules, layer_decay, depth):

@@ -77,6 +77,6 @@ def process_slice(mesh: Mesh) -> tuple[int, int]:
 
 
 def to_devices(batch, mesh: Mesh):
-  """Puts this process's slice `[B / slices, ...]` of every array at its place in the global batch."""
+  """Puts this process's slice `[B / slices, ...]` of each array at its place in the global batch."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)

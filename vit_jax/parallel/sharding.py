@@ -39,7 +39,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where one leaf lies: its path, shape, dtype, the rule's axes and those that had to be dropped."""
+  """Where one leaf lies: path, shape, dtype, the rule's axes and those that had to be dropped."""
 
   path: str
   shape: tuple[int, ...]
