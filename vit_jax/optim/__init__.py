@@ -1,1 +1,1 @@
-"""Optimizer chain and learning-rate schedules, of optax parts."""
+"""Optimizer chain, rules over parameter paths, schedules and norms, of optax parts."""
