@@ -37,7 +37,7 @@ class Contestant:
     import jax
 
     from vit_jax import config as config_lib
-    from vit_jax.micro_batch import device_bytes
+    from vit_jax.parallel.memory import device_bytes
     from vit_jax.parallel import mesh, processes
     from vit_jax.plan import make_plan
     from vit_jax.resolve import resolve

@@ -9,9 +9,8 @@ import jax
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax.micro_batch import step_bytes
 from vit_jax.models.flops import training_flops
-from vit_jax.plan import abstract_arguments, make_plan
+from vit_jax.plan import make_plan
 from vit_jax.program import compile_step
 from vit_jax.resolve import resolve
 
@@ -42,10 +41,8 @@ def test_analytic_flops_are_the_compiled_programs_within_two_percent(unrolled):
   assert program.flops * plan.mesh.size == pytest.approx(analytic, rel=0.02)
 
 
-def test_memory_is_what_the_compiler_says(unrolled):
+def test_arguments_take_what_their_shapes_say(unrolled):
   plan, program = unrolled
-  whole = step_bytes(plan.train_step, *abstract_arguments(plan.config, plan.abstract))
-  assert program.peak_bytes == pytest.approx(whole, rel=0.1)
   state = sum(
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(plan.abstract)
   )
@@ -66,7 +63,10 @@ def failing(message):
 
   lowered = types.SimpleNamespace(compile=compile_it)
   step = types.SimpleNamespace(lower=lambda *_: lowered)
-  return types.SimpleNamespace(train_step=step, config=plan_of().config, abstract=None, mesh=None)
+  plan = plan_of()
+  return types.SimpleNamespace(
+      train_step=step, config=plan.config, abstract=None, mesh=plan.mesh
+  )
 
 
 @pytest.mark.parametrize(

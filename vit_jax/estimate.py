@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.models.positions import grid
 from vit_jax.parallel.collectives import Collective
-from vit_jax.parallel.mesh import BATCH_AXES, data_shards
+from vit_jax.parallel.mesh import BATCH_AXES, data_shards, slice_count
 from vit_jax.parallel.sharding import path_name
 from vit_jax.plan import Plan, abstract_arguments
 
@@ -80,7 +80,7 @@ def least_collectives(plan: Plan) -> list[Collective]:
     if group > 1:
       width = {"bfloat16": 2, "float32": 4}[dtype]
       short = {"bfloat16": "bf16", "float32": "f32"}[dtype]
-      slices = _slices(mesh) if "replica" in axes else 1
+      slices = slice_count(mesh.devices.flat) if "replica" in axes else 1
       found.append(
           Collective(kind, short, size * width, count * parts, axes, group, slices, name, "")
       )
@@ -102,7 +102,3 @@ def least_collectives(plan: Plan) -> list[Collective]:
   tokens = images * rows * columns * model["width"]
   add("all-reduce", config.model.dtype, tokens, 4 * model["depth"], ("tensor",), "blocks")
   return found
-
-
-def _slices(mesh) -> int:
-  return len({getattr(device, "slice_index", 0) for device in mesh.devices.flat})

@@ -66,7 +66,7 @@ def evaluate(
   model = ViT(**checkpoint.model_config | how)
   bad = BadRecords(max_fraction=config.input.max_bad_fraction)
   out_sharding = mesh_lib.replicated(mesh)
-  place = functools.partial(_everywhere, out_sharding)
+  place = functools.partial(mesh_lib.everywhere, shardings=out_sharding)
   batches = functools.partial(evaluation_batches, config, mesh=mesh, bad=bad)
   metrics = {}
   if measures.need_a_head(wanted):
@@ -93,16 +93,6 @@ def _note(lines) -> None:
   """Prints lines to stderr, once where there are several processes."""
   if jax.process_index() == 0:
     print(*lines, sep="\n", file=sys.stderr)
-
-
-def _everywhere(sharding, params):
-  """Puts host arrays, which every process has whole, onto all devices.
-
-  `device_put` would first compare them between processes.
-  """
-  return jax.tree.map(
-      lambda a: jax.make_array_from_callback(a.shape, sharding, lambda index: a[index]), params
-  )
 
 
 def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):

@@ -110,7 +110,7 @@ def _topology(topology: Topology) -> dict:
 
 
 def _model(plan) -> dict:
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(plan.abstract.params))
+  parameters = plan.parameters
   return {
       "parameters": fact(parameters, "parameters", "shapes of the parameters"),
       "flops": fact(

@@ -7,7 +7,7 @@ from typing import Callable
 
 import jax
 
-from vit_jax.checkpoint import atomic
+from vit_jax.bucket import atomic
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators import confusion, few_shot, knn, linear_probe
 from vit_jax.evaluators.calibration import calibration_error, reliability

@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-import os
 from typing import Callable
 
 import jax
 
 from vit_jax.errors import ConfigError
+from vit_jax.parallel import memory
 
 # What other arrays than a step's (the next batch, an evaluation) and fragmentation may take.
 _RESERVED = 0.08
@@ -66,28 +66,17 @@ def largest_that_fits(
     size //= 2
 
 
-def step_bytes(train_step, *abstract) -> float:
+def step_bytes(train_step, *abstract, device: jax.Device) -> float:
   """Bytes on a device that a jitted step takes, as its compiler planned them; infinity where the
   compiler itself refuses, as a TPU's does."""
+  lowered = train_step.lower(*abstract)
   try:
-    memory = train_step.lower(*abstract).compile().memory_analysis()
+    with memory.compiling_for(device):
+      return memory.program_bytes(lowered.compile(), device.platform)
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not memory.is_out_of_memory(error):
       raise
     return math.inf
-  return (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  )
-
-
-def device_bytes(device: jax.Device) -> int:
-  """Memory of a device; of a CPU its share of the machine's."""
-  limit = (device.memory_stats() or {}).get("bytes_limit")
-  if limit:
-    return limit
-  host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return host // jax.local_device_count()
 
 
 @contextlib.contextmanager
@@ -100,7 +89,7 @@ def advice_when_out_of_memory(micro_batch: int, data_shards: int):
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not memory.is_out_of_memory(error):
       raise
     smaller = sizes(micro_batch, data_shards)[1:]
     advice = (

@@ -18,6 +18,7 @@ from vit_jax.objectives.supervised import Supervised
 from vit_jax.optim import rules
 from vit_jax.optim.optimizer import make_optimizer
 from vit_jax.optim.schedule import make_schedule
+from vit_jax.parallel import memory
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel import sharding
 from vit_jax.resolve import model_arguments
@@ -62,6 +63,11 @@ class Plan:
   state_shardings: Any
   train_step: Callable
 
+  @property
+  def parameters(self) -> int:
+    """How many numbers the model has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+
 
 def make_plan(
     config, *, examples: int, num_classes: int, class_weights: tuple[float, ...] | None = None,
@@ -81,7 +87,7 @@ def make_plan(
     ConfigError: mesh, batch or durations do not work out.
   """
   devices = jax.devices() if devices is None else list(devices)
-  device_bytes = device_bytes or micro_batch.device_bytes(jax.local_devices()[0])
+  device_bytes = device_bytes or memory.device_bytes(jax.local_devices()[0])
   _check_devices(config, devices[0].platform)
   batch_size, ema_decay = config.input.batch_size, config.optimizer.ema_decay
   steps_in = functools.partial(durations.to_steps, batch_size=batch_size, examples=examples)
@@ -124,7 +130,7 @@ def make_plan(
     config = _with_what_fits(
         config, mesh, device_bytes,
         lambda size: micro_batch.step_bytes(
-            train_step(size), *abstract_arguments(config, abstract)
+            train_step(size), *abstract_arguments(config, abstract), device=devices[0]
         ),
     )
   return Plan(
@@ -214,13 +220,12 @@ def abstract_arguments(config, abstract) -> tuple:
 def describe(plan: Plan) -> str:
   """Several lines: model, cost, mesh, steps, and where each parameter lies."""
   params = plan.abstract.params
-  count = sum(leaf.size for leaf in jax.tree.leaves(params))
   model, mesh = plan.model_config, plan.mesh
   gflops = training_flops(**model) / 1e9
   lines = [
       f"model: width {model['width']}, depth {model['depth']}, {model['num_heads']} heads, patch "
       f"{model['patch_size']}, {model['image_size']} px, {model['num_classes']} classes: "
-      f"{count:,} parameters, {gflops:.3g} GFLOP a training image",
+      f"{plan.parameters:,} parameters, {gflops:.3g} GFLOP a training image",
       f"mesh: {' x '.join(f'{name} {size}' for name, size in mesh.shape.items())} on "
       f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
       f"steps: {plan.total_steps} of {plan.config.input.batch_size} images "

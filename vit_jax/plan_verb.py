@@ -77,7 +77,7 @@ def _here(config, changed: dict) -> tuple[str, dict]:
       },
       "mesh": dict(made.mesh.shape),
       "total_steps": made.total_steps,
-      "parameters": sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)),
+      "parameters": made.parameters,
   }
   lines = ["config:"] + [f"  {key} = {value!r}" for key, value in _flat(told["config"])]
   lines += _changes(changed)

@@ -1,22 +1,14 @@
 """A training step compiled and not run: how much memory it takes, and what it sends."""
 
 import dataclasses
-import re
 import resource
 import time
 
 import jax
 
+from vit_jax.parallel import memory
 from vit_jax.parallel.collectives import Collective, collectives
 from vit_jax.plan import Plan, abstract_arguments
-
-# What XLA says of a program that does not fit: "Used 21.44G of 15.75G hbm", or, before it has
-# placed anything, "memory required for HLO temporaries (1.00T) exceeds available HBM (15.75G)".
-_TOO_LARGE = (
-    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) (?:hbm|HBM)"),
-    re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
-)
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,33 +43,23 @@ def compile_step(plan: Plan) -> Program:
   """
   lowered = plan.train_step.lower(*abstract_arguments(plan.config, plan.abstract))
   wall, cpu = time.perf_counter(), _cpu_seconds()
-  # Clients that only compile cannot read the cache.
-  cached = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)
+  device = plan.mesh.devices.flat[0]
   try:
-    compiled = lowered.compile()
+    with memory.compiling_for(device):
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    matches = [match for pattern in _TOO_LARGE if (match := pattern.search(str(error)))]
-    if not matches:
+    needed = memory.refused(error)
+    if needed is None or needed[1] is None:
       raise
-    used, unit, limit, limit_unit = matches[0].groups()
     return Program(
-        int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[limit_unit]), None, None, None,
-        None, time.perf_counter() - wall, _cpu_seconds() - cpu,
+        int(needed[0]), int(needed[1]), None, None, None, None, time.perf_counter() - wall,
+        _cpu_seconds() - cpu,
     )
-  finally:
-    jax.config.update("jax_enable_compilation_cache", cached)
   wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
-  memory = compiled.memory_analysis()
-  peak = memory.peak_memory_in_bytes
-  if plan.mesh.devices.flat[0].platform == "cpu":  # whose peak counts the arguments alone
-    peak = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+  analysis = compiled.memory_analysis()
   return Program(
-      peak, None, memory.argument_size_in_bytes,
-      memory.output_size_in_bytes, (compiled.cost_analysis() or {}).get("flops"),
+      memory.program_bytes(compiled, device.platform), None, analysis.argument_size_in_bytes,
+      analysis.output_size_in_bytes, (compiled.cost_analysis() or {}).get("flops"),
       collectives(compiled.as_text(), plan.mesh), wall, cpu,
   )
 

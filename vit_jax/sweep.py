@@ -19,8 +19,8 @@ from typing import Any
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax.bucket import atomic
 from vit_jax.bucket.path import BucketPath, is_bucket, place
-from vit_jax.checkpoint import atomic
 from vit_jax.checkpoint.lease import Lease
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.run import RunDirectory

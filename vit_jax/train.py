@@ -30,7 +30,7 @@ from vit_jax.data.pipeline import train_batches
 from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
-from vit_jax.micro_batch import advice_when_out_of_memory, device_bytes
+from vit_jax.micro_batch import advice_when_out_of_memory
 from vit_jax.models.flops import training_flops
 from vit_jax.observe.metrics import MetricsWriter
 from vit_jax.observe.peaks import peak_flops
@@ -40,6 +40,7 @@ from vit_jax.observe.throughput import Throughput
 from vit_jax.observe.versions import versions
 from vit_jax.pace import Pace
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel.memory import device_bytes
 from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
 from vit_jax.step import TrainState, all_finite

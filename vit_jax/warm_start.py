@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from vit_jax.errors import CheckpointError
 from vit_jax.loading import Checkpoint, at_image_size
+from vit_jax.parallel.mesh import everywhere
 from vit_jax.parallel.sharding import path_name
 
 # Fine-tuning removes the whole pre-training head (ViT, section 3.2); the new one starts at zero.
@@ -48,7 +49,7 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
       found = "missing" if array is None else f"of shape {array.shape}"
       problems.append(f"{name} {leaf.shape} is {found}")
       return leaf
-    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+    return everywhere(array.astype(leaf.dtype), leaf.sharding)
 
   params = jax.tree_util.tree_map_with_path(take, state.params)
   left = sorted(heads | {n.partition("/")[0] for n in theirs if n.startswith(_OPTIONAL)})

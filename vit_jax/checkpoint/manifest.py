@@ -12,9 +12,9 @@ from typing import Iterator
 
 from etils import epath
 
+from vit_jax.bucket import atomic
 from vit_jax.bucket.failures import BucketError
 from vit_jax.bucket.path import Listed, is_bucket
-from vit_jax.checkpoint import atomic
 from vit_jax.errors import CheckpointError
 
 NAME = "manifest.json"

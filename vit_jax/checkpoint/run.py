@@ -11,8 +11,8 @@ from typing import Iterator
 
 from etils import epath
 
+from vit_jax.bucket import atomic
 from vit_jax.bucket import path as bucket
-from vit_jax.checkpoint import atomic
 from vit_jax.checkpoint.lease import Lease
 from vit_jax.checkpoint.paths import absolute
 from vit_jax.errors import CheckpointError, ConfigError

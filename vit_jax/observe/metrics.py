@@ -12,6 +12,7 @@ import pathlib
 import time
 from typing import Iterator
 
+from vit_jax.bucket import atomic
 from vit_jax.bucket.path import BucketPath, is_bucket, place
 from vit_jax.bucket.segments import Segments, segments
 from vit_jax.errors import CheckpointError, ConfigError
@@ -144,15 +145,7 @@ def _parsed(path: pathlib.Path | BucketPath) -> list[tuple[str, dict]]:
 def _drop_after(path: pathlib.Path | BucketPath, step: int) -> None:
   """Rewrites the file without torn lines and without those after `step`, at once."""
   kept = [text + "\n" for text, line in _parsed(path) if line["step"] <= step]
-  if is_bucket(path):
-    if not kept:
-      path.unlink()
-    elif path.read_text() != "".join(kept):
-      path.write_text("".join(kept))
-    return
-  temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.writelines(kept)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  if is_bucket(path) and not kept:
+    path.unlink()
+  elif not is_bucket(path) or path.read_text() != "".join(kept):
+    atomic.write_text(path, "".join(kept))

@@ -9,8 +9,9 @@ import json
 import os
 import time
 
+from vit_jax.bucket import atomic
 from vit_jax.bucket.failures import BucketError
-from vit_jax.bucket.path import is_bucket, place
+from vit_jax.bucket.path import place
 
 NAME = "sessions.json"
 # Not more often: on a bucket an object can be replaced about once a second.
@@ -48,13 +49,7 @@ class Session:
       self._write()
 
   def _write(self) -> None:
-    text = json.dumps(self._sessions, indent=1) + "\n"
-    if is_bucket(self._path):
-      self._path.write_text(text)
-      return
-    temporary = self._path.with_name(NAME + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(self._path)
+    atomic.write_text(self._path, json.dumps(self._sessions, indent=1) + "\n")
 
 
 def read_sessions(directory: str | os.PathLike) -> list[dict]:

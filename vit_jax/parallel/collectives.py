@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from vit_jax.parallel.hlo import Instruction, executed
+from vit_jax.parallel.mesh import slice_count, slice_index
 
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
@@ -118,13 +119,9 @@ def _kind_and_groups(instruction: Instruction, mesh) -> tuple[str, list[list[int
     return "", []
   # Each device exchanges with those at its place in the other slices.
   slices = {}
-  for place, index in enumerate(_slice_indices(mesh)):
-    slices.setdefault(index, []).append(place)
+  for place, device in enumerate(mesh.devices.flat):
+    slices.setdefault(slice_index(device), []).append(place)
   return between[1].lower().replace("_", "-"), [list(group) for group in zip(*slices.values())]
-
-
-def _slice_indices(mesh) -> list[int]:
-  return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
 
 
 def _result_bytes(instruction: Instruction) -> dict[str, int]:
@@ -228,6 +225,6 @@ def _span(groups: list[list[int]], mesh) -> tuple[tuple[str, ...], int]:
   differs = np.zeros(len(sides), bool)
   for group in groups:
     differs |= np.any(places[group] != places[group[0]], axis=0)
-  index = _slice_indices(mesh)
-  slices = max(len({index[member] for member in group}) for group in groups)
+  devices = list(mesh.devices.flat)
+  slices = max(slice_count(devices[member] for member in group) for group in groups)
   return tuple(np.array(mesh.axis_names)[differs].tolist()), slices

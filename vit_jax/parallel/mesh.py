@@ -44,7 +44,7 @@ def create_mesh(
         f"{replica * fsdp * tensor} devices, this run has {len(devices)}: leave "
         "config.mesh.replica unset and choose fsdp and tensor whose product divides that"
     )
-  slices = _slices(devices)
+  slices = slice_count(devices)
   if replica % slices:
     raise ConfigError(
         f"config.mesh.replica is {replica}, but these are {slices} slices, which only that axis "
@@ -75,7 +75,7 @@ def choose_fsdp(
     width: of the model: what does not divide it would leave the kernels whole.
     device_bytes: memory of a device; None where it is not known: then 1 is chosen.
   """
-  most = len(devices) // _slices(devices) // tensor
+  most = len(devices) // slice_count(devices) // tensor
   possible = [size for size in range(1, most + 1) if most % size == 0 and width % size == 0]
   if device_bytes is None or not possible:
     return 1
@@ -85,9 +85,14 @@ def choose_fsdp(
   )
 
 
-def _slices(devices) -> int:
+def slice_index(device) -> int:
+  """Which TPU slice a device lies in; 0 for devices that know none."""
+  return getattr(device, "slice_index", 0)
+
+
+def slice_count(devices) -> int:
   """How many TPU slices these are; other devices count as one."""
-  return len({getattr(device, "slice_index", 0) for device in devices})
+  return len(set(map(slice_index, devices)))
 
 
 def data_shards(mesh: Mesh) -> int:
@@ -113,6 +118,23 @@ def placement(mesh: Mesh) -> Callable:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def everywhere(arrays, shardings):
+  """Puts host arrays, which every process has whole, onto devices.
+
+  `device_put` would first compare them between processes.
+
+  Args:
+    arrays: a tree of NumPy arrays.
+    shardings: one for all, or a tree of them like `arrays`.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, arrays)
+  return jax.tree.map(
+      lambda a, sharding: jax.make_array_from_callback(a.shape, sharding, lambda index: a[index]),
+      arrays, shardings,
+  )
 
 
 def process_slice(mesh: Mesh) -> tuple[int, int]:

@@ -9,6 +9,7 @@ torus uses the links of all of them at once.
 import numpy as np
 
 from vit_jax.parallel.collectives import Collective
+from vit_jax.parallel.mesh import slice_index
 from vit_jax.parallel.topology import Topology
 
 # The two dies of a TPU7x chip are joined by a link of six times an ordinary one's bandwidth
@@ -55,7 +56,7 @@ def _inside(one: Collective, topology: Topology, mesh) -> float:
   first = group[0]
   coords = np.array([
       device.coords for device in group
-      if getattr(device, "slice_index", 0) == getattr(first, "slice_index", 0)
+      if slice_index(device) == slice_index(first)
   ])
   links = sum(
       chip.link * (2 if wraps else 1)
