@@ -1,4 +1,5 @@
-"""What a run takes over from the checkpoint that it starts from: how images are evaluated."""
+"""What a run takes over from the checkpoint that it starts from, how images are
+evaluated; and what the devices decide."""
 
 from types import SimpleNamespace
 
@@ -62,3 +63,17 @@ def test_the_crop_keeps_its_share(theirs, values, expected):
 def test_a_crop_that_cannot_be(values, text):
   with pytest.raises(ConfigError, match=text):
     resolved(values)
+
+
+@pytest.mark.parametrize("platform, values, expected", [
+    ("tpu", {}, (True, "dots", "bfloat16")),
+    ("tpu", {"model.scan": False}, (False, "none", "bfloat16")),
+    ("tpu", {"model.remat": "block"}, (True, "block", "bfloat16")),
+    ("gpu", {}, (False, "none", "bfloat16")),
+    ("cpu", {}, (False, "none", "float32")),
+    ("cpu", {"model.scan": True}, (True, "none", "float32")),
+])
+def test_what_the_devices_decide(platform, values, expected):
+  config = config_lib.complete(values, origin="a test")
+  model = resolve(config, checkpoint=None, platform=platform).model
+  assert (model.scan, model.remat, model.dtype) == expected

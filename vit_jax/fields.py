@@ -124,10 +124,14 @@ FIELDS = {
         "float32", RECIPE, "in which gradients are summed over examples and devices",
         choices=("float32", "bfloat16"),
     ),
-    "model.scan": Field(False, RUNTIME, "run the blocks by lax.scan instead of unrolled"),
+    "model.scan": Field(
+        None, RUNTIME, "run the blocks by lax.scan instead of unrolled [on TPUs, whose compiler "
+        "takes minutes for unrolled ones]", bool,
+    ),
     "model.remat": Field(
-        "none", RUNTIME, "what the backward pass computes again: nothing, all but dense layers' "
-        "results, whole blocks, or all but names:NAME,NAME (models/layers.py)",
+        None, RUNTIME, "what the backward pass computes again: nothing, all but dense layers' "
+        "results, whole blocks, or all but names:NAME,NAME (models/layers.py) [dots where blocks "
+        "are scanned on TPUs, else none]", str,
         choices=("none", "dots", "block"), prefixes=("names:",),
     ),
     "model.attention": Field(

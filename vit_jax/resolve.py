@@ -36,14 +36,19 @@ def resolve(config, *, checkpoint, platform: str):
   Args:
     checkpoint: a `loading.Checkpoint` to start from, or None.
     platform: of the devices, as jax names it; on "cpu", whose bfloat16 is emulated, the computation
-      is in float32 unless the config says otherwise.
+      is in float32 unless the config says otherwise; on "tpu" blocks are scanned.
 
   Raises:
     ConfigError: the config contradicts the checkpoint or itself.
   """
   model = _resolve_model(config.model, checkpoint)
   dtype = config.model.dtype or ("float32" if platform == "cpu" else "bfloat16")
-  values = {f"model.{key}": value for key, value in model.items()} | {"model.dtype": dtype}
+  on_tpu = platform == "tpu"
+  scan = on_tpu if config.model.scan is None else config.model.scan
+  # A loop keeps every intermediate of each block, where unrolled blocks let XLA choose.
+  remat_choice = config.model.remat or ("dots" if scan and on_tpu else "none")
+  values = {f"model.{key}": value for key, value in model.items()}
+  values |= {"model.dtype": dtype, "model.scan": scan, "model.remat": remat_choice}
   values |= {
       f"input.{key}": value
       for key, value in _resolve_input(config.input, model["image_size"], checkpoint).items()
@@ -103,7 +108,7 @@ def _resolve_model(model, checkpoint) -> dict:
         f"{shape['patch_size']}; the nearest that is: {near}"
     )
   try:
-    if model.remat not in remat.CHOICES:
+    if model.remat not in (None, *remat.CHOICES):
       remat.names_of(model.remat)
     # A head of one class stands for that of the data set.
     check(types.SimpleNamespace(**shape, num_classes=1, pixel_decoder=False))

@@ -40,6 +40,7 @@ from vit_jax.observe.throughput import Throughput
 from vit_jax.observe.versions import versions
 from vit_jax.pace import Pace
 from vit_jax.parallel import mesh as mesh_lib
+from vit_jax.parallel.chips import chip_count
 from vit_jax.parallel.memory import device_bytes
 from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
@@ -248,7 +249,8 @@ def _loop(
     if jax.process_index() == 0:
       writer = stack.enter_context(MetricsWriter(run.path, resume_step=first_step))
       session = Session(
-          run.path, step=first_step, chips=plan.mesh.size, processes=jax.process_count()
+          run.path, step=first_step, chips=chip_count(list(plan.mesh.devices.flat)),
+          processes=jax.process_count(),
       )
     quiet = jax.process_index() > 0
     progress = stack.enter_context(

@@ -50,6 +50,19 @@ def test_gradients_are_the_same(remat, scan, inputs):
   )
 
 
+@pytest.mark.parametrize("remat, times", [("dots", 1), ("block", 2), ("names:dropout_mask", 1)])
+def test_masks_of_dropout_are_drawn_once_where_they_are_kept(remat, times, inputs):
+  """Drawing them again would cost more than the products of small layers."""
+
+  def drawn(remat):
+    model = dataclasses.replace(MODEL, remat=remat, stochastic_depth=0.0)
+    return str(gradient(model).trace(*inputs).jaxpr).count("random_bits[")
+
+  outside = 1  # that of the position embeddings
+  assert drawn("none") > outside
+  assert drawn(remat) - outside == times * (drawn("none") - outside)
+
+
 @pytest.mark.slow
 def test_less_is_kept():
   """Bytes that the compiled gradient needs beside its arguments."""

@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax.errors import ConfigError
 from vit_jax.parallel import topology as topology_lib
-from vit_jax.parallel.chips import CHIPS, usable_bytes
+from vit_jax.parallel.chips import CHIPS, chip_count
 from vit_jax.parallel.mesh import create_mesh
 from vit_jax.parallel.topology import NoCompiler, compile_devices, imagined_devices, parse
 
@@ -89,10 +89,11 @@ def test_rings(name, shape, wraps):
   assert CHIPS[name].wraps(shape) == wraps
 
 
-def test_memory_by_device_kind():
-  assert usable_bytes("TPU v5 lite") == CHIPS["v5e"].usable_bytes < 16 * 2**30
-  assert usable_bytes("NVIDIA H200") == 0.75 * 141e9
-  assert usable_bytes("cpu") is None
+def test_chips_are_counted_not_devices():
+  """A tpu7x chip is two devices."""
+  for name, chips in (("tpu7x:2x2x2", 8), ("v5p:2x2x2", 8), ("h200:8", 8)):
+    assert chip_count(imagined_devices(parse(name))) == chips
+  assert chip_count(jax.devices()) == jax.device_count()
 
 
 @pytest.mark.parametrize("text", ["v5e:4x4", "v5p:2x2x4*2", "tpu7x:2x2x1", "h100:8*2", "h200:1"])

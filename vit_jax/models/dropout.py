@@ -6,6 +6,7 @@ blocks, and refuses a traced rate; these draw from the key they are given.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 
 def dropout(x, rate: float, key):
@@ -20,7 +21,9 @@ def dropout(x, rate: float, key):
   """
   if rate == 0.0:
     return x
-  keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+  # Else XLA draws the mask again in every fusion that reads it, instead of writing it down once.
+  keep = jax.lax.optimization_barrier(jax.random.bernoulli(key, 1.0 - rate, x.shape))
+  keep = checkpoint_name(keep, "dropout_mask")
   return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 

@@ -18,7 +18,7 @@ _GELU = {
 # What a block computes, by the names that `remat="names:..."` keeps it under.
 NAMES = (
     "norm1", "query", "key", "value", "attended", "attention", "norm2", "fc1", "gate", "hidden",
-    "mlp",
+    "mlp", "dropout_mask",
 )
 
 

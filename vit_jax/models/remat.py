@@ -7,6 +7,8 @@ from vit_jax.models.layers import NAMES
 _NAMED = "names:"
 # By name, for a policy that looks for products does not see those of `dense.product`.
 _DENSE = ("query", "key", "value", "attention", "fc1", "gate", "mlp")
+# A byte an element, and most of what computing dropout costs: 20 rounds of a hash.
+_MASK = ("dropout_mask",)
 CHOICES = ("none", "dots", "block")
 
 
@@ -14,9 +16,9 @@ def remat(run_block, choice: str, *, in_scan: bool):
   """Wraps a function of (tokens, layer) so that its backward pass keeps less.
 
   Args:
-    choice: "none" keeps what XLA needs; "dots" keeps the results of the layers' matrix products,
-      and computes norms, GELU and attention weights again; "block" keeps the input of the block
-      alone; "names:query,key,..." keeps those of `layers.NAMES`.
+    choice: "none" keeps what XLA needs; "dots" keeps the results of the layers' matrix products and
+      the masks of dropout, and computes norms, GELU and attention weights again; "block" keeps the
+      input of the block alone; "names:query,key,..." keeps those of `layers.NAMES`.
     in_scan: whether `lax.scan` calls it; elsewhere XLA must be hindered from merging what is
       computed twice (on a CPU it merges nevertheless, and saves nothing).
 
@@ -25,7 +27,7 @@ def remat(run_block, choice: str, *, in_scan: bool):
   """
   if choice == "none":
     return run_block
-  kept = {"dots": _DENSE, "block": ()}
+  kept = {"dots": _DENSE + _MASK, "block": ()}
   kept = kept[choice] if choice in kept else names_of(choice)
   policy = jax.checkpoint_policies.save_only_these_names(*kept)
   return jax.checkpoint(run_block, policy=policy, prevent_cse=not in_scan)

@@ -93,7 +93,7 @@ CHIPS = {
 }
 
 
-def usable_bytes(device_kind: str) -> int | None:
-  """Memory of a device that a program may take, by `jax.Device.device_kind`; None if unknown."""
-  found = (chip.usable_bytes for chip in CHIPS.values() if chip.device_kind == device_kind)
-  return next(found, None)
+def chip_count(devices) -> int:
+  """How many chips these jax devices are; of kinds that are not known each is one."""
+  per_chip = {chip.device_kind: chip.devices for chip in CHIPS.values()}
+  return -(-len(devices) // per_chip.get(devices[0].device_kind, 1))
