@@ -257,9 +257,9 @@ class Checkpoints:
     restored = self._read(step, {"params": ocp.args.PyTreeRestore(restore_args=as_numpy)})
     return restored["params"], meta
 
-  def has_ema(self, step: int) -> bool:
-    """Whether a step holds an average of the parameters, `training["ema"]`."""
-    return bool(self._stored_trees(step)["training"].get("ema"))
+  def has(self, step: int, name: str) -> bool:
+    """Whether a step holds something as `training[name]`, such as "ema"."""
+    return bool(self._stored_trees(step)["training"].get(name))
 
   def restore_ema(self, step: int) -> tuple[dict | None, dict]:
     """Reads the average of the parameters alone: `training["ema"]`, as `restore_params`.
