@@ -22,7 +22,7 @@ FLOORS = (
     ("train", "plan_verb"),
     ("publish",),
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
-    ("measures", "forecast", "forecast_table", "sanity"),
+    ("measures", "forecast", "forecast_table", "sanity", "fork"),
     ("estimate", "program"),
     ("loading", "plan", "resume"),
     ("diagnosis",),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax import durations
+from vit_jax import fork
 from vit_jax import resume
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
@@ -66,7 +67,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     run = RunDirectory(workdir)
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
-    if config.init.required and not config.init.checkpoint:
+    if config.init.required and not (config.init.checkpoint or config.fork.checkpoint):
       raise ConfigError(
           "this recipe starts from weights: name them with --config.init.checkpoint=REF, a run, or "
           "anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
@@ -102,8 +103,10 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         )
     )
     notes, last_step = checkpoints.recover() if info else ([], None)
+    parent = fork.find_parent(config, info) if last_step is None else None
+    config = fork.inherit(config, parent)
     pretrained = None
-    if config.init.checkpoint and last_step is None:
+    if config.init.checkpoint and last_step is None and parent is None:
       pretrained = load(info["init"] if info else config.init.checkpoint)
       for line in pretrained.report:
         print(f"init: {line}")
@@ -126,7 +129,10 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         device_bytes=decided_by_first(lambda: device_bytes(jax.local_devices()[0]) >> 20) << 20,
     )
     config = plan.config
-    resume.check_not_beyond(last_step, plan.total_steps)
+    if parent:
+      fork.check(config, parent, dataset.fingerprint)
+      print(f"fork: of {parent.ref}")
+    resume.check_not_beyond(parent.step if parent else last_step, plan.total_steps)
     transform = _train_transform(config)
     print(
         f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
@@ -136,14 +142,19 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       print("data: there is no validation split: the best checkpoint is chosen on test")
 
     # The state: new, from other weights, or restored.
-    if last_step is None:
+    if parent:
+      with parent.checkpoints() as theirs:
+        state, examples_seen = _restore(plan, theirs, parent.step)
+      examples_seen += plan.steps_in(config.fork.skip) * config.input.batch_size
+    elif last_step is None:
       state, examples_seen = _begin(plan, pretrained), 0
     else:
       state, examples_seen = _restore(plan, checkpoints, last_step)
 
     # The directory is written from here on.
     environment = resume.environment(plan.mesh)
-    for note in notes + resume.environment_changes(info, environment):
+    before = parent.info if parent else info
+    for note in notes + resume.environment_changes(before, environment):
       print(f"resume: {note}")
     if jax.process_index() == 0:
       if continuation.changed:
@@ -151,7 +162,8 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       run.write_info({
           "requested": config_lib.to_json(requested),
           "resolved": config_lib.to_json(config),
-          "init": info["init"] if info else pretrained and pretrained.ref,
+          "init": before["init"] if before else pretrained and pretrained.ref,
+          "fork": info.get("fork") if info else parent and {"ref": parent.ref, "step": parent.step},
           "classes": list(dataset.classes),
           "fingerprint": dataset.fingerprint,
           "class_weights": weights,
@@ -161,6 +173,13 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "environment": environment,
       })
       run.write_config(config_lib.to_json(config))
+      if parent and not info:
+        run.append_history(
+            resume.history_entry(parent.step, fork.changes(config, parent), fork=parent.ref)
+        )
+    if parent:  # from here on it is needed no more
+      last_step = parent.step
+      _save(checkpoints, last_step, state, config, examples_seen, metrics={})
 
     # The loop.
     bad = BadRecords(

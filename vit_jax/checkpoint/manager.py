@@ -211,6 +211,10 @@ class Checkpoints:
     """What is wrong with a step's files, one line each; empty when every byte is as written."""
     return manifest.problems(self._path(step))
 
+  def meta(self, step: int) -> dict:
+    """What `save` was given as `meta`; raises as `restore`."""
+    return self._verified(step)
+
   def restore(self, step: int, *, params, training):
     """Reads a whole step, onto whatever devices the abstract trees ask for.
 
