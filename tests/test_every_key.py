@@ -93,7 +93,7 @@ ELSEWHERE = {
     "input.max_bad_fraction": "data/test_bad_records", "model.attention": "models/test_attention",
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
-    "fork.checkpoint": "test_fork", "fork.skip": "test_fork", "skip.limit": "test_sanity",
+    "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
 }
 

@@ -97,12 +97,7 @@ class Sanity:
     """Raises the NonFiniteError that says what broke first."""
     # The state is as it was before the step, unless one of the two behind it was taken.
     before = dataclasses.replace(state, step=state.step - 1 - len(self._in_flight))
-    said, told = describe(
-        jax.device_get(self._plan.diagnose(before, batch, key)), self._plan.abstract.params
-    )
-    file = self._run.path / DIAGNOSIS
-    if jax.process_index() == 0:
-      atomic.write_text(file, json.dumps({"step": step} | told, indent=1, allow_nan=False) + "\n")
+    said = self._diagnosed(step, before, batch, key)
     loss, norm = float(values["loss"]), float(values["gradient_norm"])
     why = "which are not finite"
     if np.isfinite(loss) and np.isfinite(norm):
@@ -111,9 +106,27 @@ class Sanity:
     many = "" if self._in_a_row == 1 else f", and so were {self._in_a_row - 1} before it"
     raise NonFiniteError(
         f"step {step} was skipped with loss {loss:.6g} and gradient norm {norm:.6g}, {why}{many}; "
-        f"config.skip.limit is {self._limit}. At step {step} {said}. All of it is in {file}; "
+        f"config.skip.limit is {self._limit}. At step {step} {said}; "
         f"{self._advice()}"
     )
+
+  def _diagnosed(self, step: int, before, batch, key) -> str:
+    """What broke first, in words; everything that is known goes into the run's directory.
+
+    Neither a lack of memory nor of room on the disk may hide why the run ends.
+    """
+    try:
+      found = jax.device_get(self._plan.diagnose(before, batch, key))
+    except jax.errors.JaxRuntimeError as error:
+      return f"what broke first could not be computed: {str(error).splitlines()[0]}"
+    said, told = describe(found, self._plan.abstract.params)
+    file, text = self._run.path / DIAGNOSIS, json.dumps({"step": step} | told, indent=1)
+    try:
+      if jax.process_index() == 0:
+        atomic.write_text(file, text + "\n")
+    except OSError as error:
+      return f"{said} ({file} could not be written: {error})"
+    return f"{said} (all of it is in {file})"
 
   def _advice(self) -> str:
     latest = self._checkpoints.latest()
