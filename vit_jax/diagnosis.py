@@ -68,7 +68,9 @@ def describe(found: dict, params) -> tuple[str, dict]:
   elif broken.size:
     said = "parameters are finite; the tokens that enter block 0 are the first that are not"
   elif told["loss"] is None:
-    said = "parameters and the tokens of all blocks are finite; head or loss are the first that is not"
+    said = (
+        "parameters and the tokens of all blocks are finite; head or loss are the first that is not"
+    )
   elif told["gradients"]:
     said = (
         "parameters and loss are finite; the gradient broke on its way back first at "
@@ -103,7 +105,7 @@ def _not_finite(leaf, *, stacked: bool):
 
 
 def _listed(counts, params) -> list[dict]:
-  """What is not finite in the order of the forward pass: path, block or None, count, of how many."""
+  """What is not finite, as the forward pass comes to it: path, block or None, count, of how many."""
   found = []
   for (path, count), leaf in zip(
       jax.tree_util.tree_leaves_with_path(counts), jax.tree.leaves(params)
