@@ -1,4 +1,4 @@
-"""A run that begins from the whole state of another: parameters, optimizer, step, place in the data.
+"""A run that begins from another's whole state: parameters, optimizer, step, place in the data.
 
 Two cool-downs of one run, a longer schedule, another learning rate, or a way around a spike; the
 other run stays as it is.
