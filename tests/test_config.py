@@ -138,7 +138,8 @@ MAY_BE_NONE = {
     "input.crop_short_side", "input.rand_augment",
     "objective.class_weights", "evaluate.real_labels", "micro_batch", "optimizer.freeze",
     "optimizer.learning_rate_batch_size", "optimizer.layer_decay", "optimizer.moment_dtype",
-    "init.checkpoint", "evaluate.split", "evaluate.batch_size", "checkpoint.best_metric",
+    "init.checkpoint", "fork.checkpoint", "skip.spike_factor", "evaluate.split",
+    "evaluate.batch_size", "checkpoint.best_metric",
     "mesh.replica",
 }
 

@@ -76,7 +76,7 @@ CHANGES = {
     "schedule.name": ("linear",), "schedule.warmup": ("8 steps",),
     "schedule.cooldown": ("5 steps", {"schedule.name": "constant"}),
     "schedule.timescale": ("5 steps", {"schedule.name": "rsqrt"}),
-    "schedule.end_learning_rate": (1e-4,),
+    "schedule.end_learning_rate": (1e-4,), "skip.spike_factor": (5.0,),
     "evaluate.split": ("train",), "evaluate.batch_size": (4,),
     "mesh.fsdp": (4,), "mesh.tensor": (2,),
 }
@@ -93,6 +93,7 @@ ELSEWHERE = {
     "input.max_bad_fraction": "data/test_bad_records", "model.attention": "models/test_attention",
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
+    "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
 }
 

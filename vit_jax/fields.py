@@ -305,6 +305,19 @@ FIELDS = {
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
     ),
     "init.required": Field(False, IDENTITY, "init.checkpoint has to be given, as to fine-tune"),
+    "fork.checkpoint": Field(
+        None, IDENTITY, "RUN@STEP of another run, whose whole state this one goes on from", str,
+        is_path=True,
+    ),
+    "fork.skip": Field(
+        "0 steps", IDENTITY, "of the data left out there, as what a spike came of",
+        units=_STEPS[:-1],
+    ),
+    "skip.spike_factor": Field(
+        None, RECIPE, "skip a step whose gradient norm is above this many times the usual; None: "
+        "only one that is not finite", float, minimum=1,
+    ),
+    "skip.limit": Field(10, RUNTIME, "steps skipped in a row; one more ends the run", minimum=0),
     "evaluate.every": Field("1 epochs", RUNTIME, "between two evaluations", units=_STEPS),
     "evaluate.split": Field(
         None, RUNTIME, 'perhaps a part as "train[99%:]" [validation where it exists, else test]',

@@ -11,6 +11,7 @@ from vit_jax import config as config_lib
 from vit_jax import durations
 from vit_jax import micro_batch
 from vit_jax.batch_ops.prepare import prepare_batch
+from vit_jax.diagnosis import make_diagnosis
 from vit_jax.errors import ConfigError
 from vit_jax.models.flops import training_flops
 from vit_jax.models.vit import ViT
@@ -47,6 +48,7 @@ class Plan:
     abstract: the state's shapes and dtypes.
     state_shardings: a tree like the state.
     train_step: see `step.make_train_step`.
+    diagnose: see `diagnosis.make_diagnosis`.
   """
 
   config: Any
@@ -62,6 +64,7 @@ class Plan:
   abstract: Any
   state_shardings: Any
   train_step: Callable
+  diagnose: Callable
 
   @property
   def parameters(self) -> int:
@@ -120,11 +123,13 @@ def make_plan(
       prepare_batch, mean=config.input.mean, std=config.input.std, num_classes=num_classes,
       **config.batch_ops,
   )
-  train_step = lambda size: make_train_step(
-      objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=state_shardings,
-      ema_decay=ema_decay,
+  gradient = lambda size: dict(
+      prepare=prepare, mesh=mesh, frozen=frozen and rules.frozen_mask(abstract.params, frozen),
       micro_batches=micro_batch.micro_batches(batch_size, size, mesh_lib.data_shards(mesh)),
-      frozen=frozen and rules.frozen_mask(abstract.params, frozen),
+  )
+  train_step = lambda size: make_train_step(
+      objective, optimizer, state_shardings=state_shardings, ema_decay=ema_decay,
+      spike_factor=config.skip.spike_factor, **gradient(size),
   )
   if config.micro_batch == "auto":
     config = _with_what_fits(
@@ -147,6 +152,7 @@ def make_plan(
       abstract=abstract,
       state_shardings=state_shardings,
       train_step=train_step(config.micro_batch or batch_size),
+      diagnose=make_diagnosis(objective, **gradient(config.micro_batch or batch_size)),
   )
 
 

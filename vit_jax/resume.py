@@ -74,13 +74,13 @@ def with_possible_micro_batch(config, requested, *, devices: int):
   )
 
 
-def history_entry(step: int, changed: dict[str, tuple]) -> dict:
-  """A line of `config_history.jsonl`: what changed, from which step on."""
+def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:
+  """A line of `config_history.jsonl`: what changed, from which step on, and what `more` to say."""
   return {
       "step": step,
       "time": time.time(),
       "changed": {key: {"from": old, "to": new} for key, (old, new) in changed.items()},
-  }
+  } | more
 
 
 def is_complete(run, info: dict) -> bool:

@@ -5,7 +5,6 @@ and the step compiled, then the loop runs.  The rooms do not know each other; th
 them.
 """
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax import durations
+from vit_jax import fork
 from vit_jax import resume
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
@@ -27,7 +27,7 @@ from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import train_batches
-from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError, Preempted
+from vit_jax.errors import CheckpointError, ConfigError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
 from vit_jax.micro_batch import advice_when_out_of_memory
@@ -38,13 +38,15 @@ from vit_jax.observe.progress import Progress
 from vit_jax.observe.sessions import Session
 from vit_jax.observe.throughput import Throughput
 from vit_jax.observe.versions import versions
+from vit_jax.optim.skipping import init_health
 from vit_jax.pace import Pace
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel.chips import chip_count
 from vit_jax.parallel.memory import device_bytes
 from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
-from vit_jax.step import TrainState, all_finite
+from vit_jax.sanity import Sanity
+from vit_jax.step import TrainState
 from vit_jax.warm_start import warm_start
 
 
@@ -58,7 +60,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
 
   Raises:
     ConfigError, DataError, CheckpointError: what is wrong, where, and how to fix it.
-    NonFiniteError: the loss or the parameters are no longer finite.
+    NonFiniteError: too many steps were skipped, or what was to be saved is not finite.
     Preempted: SIGTERM or Ctrl-C; the state is saved.
   """
   with contextlib.ExitStack() as stack:
@@ -66,7 +68,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     run = RunDirectory(workdir)
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
-    if config.init.required and not config.init.checkpoint:
+    if config.init.required and not (config.init.checkpoint or config.fork.checkpoint):
       raise ConfigError(
           "this recipe starts from weights: name them with --config.init.checkpoint=REF, a run, or "
           "anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
@@ -102,8 +104,10 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         )
     )
     notes, last_step = checkpoints.recover() if info else ([], None)
+    parent = fork.find_parent(config, info) if last_step is None else None
+    config = fork.inherit(config, parent)
     pretrained = None
-    if config.init.checkpoint and last_step is None:
+    if config.init.checkpoint and last_step is None and parent is None:
       pretrained = load(info["init"] if info else config.init.checkpoint)
       for line in pretrained.report:
         print(f"init: {line}")
@@ -126,7 +130,10 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         device_bytes=decided_by_first(lambda: device_bytes(jax.local_devices()[0]) >> 20) << 20,
     )
     config = plan.config
-    resume.check_not_beyond(last_step, plan.total_steps)
+    if parent:
+      fork.check(config, parent, dataset.fingerprint)
+      print(f"fork: of {parent.ref}")
+    resume.check_not_beyond(parent.step if parent else last_step, plan.total_steps)
     transform = _train_transform(config)
     print(
         f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
@@ -136,14 +143,19 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       print("data: there is no validation split: the best checkpoint is chosen on test")
 
     # The state: new, from other weights, or restored.
-    if last_step is None:
+    if parent:
+      with parent.checkpoints() as theirs:
+        state, examples_seen = _restore(plan, theirs, parent.step)
+      examples_seen += plan.steps_in(config.fork.skip) * config.input.batch_size
+    elif last_step is None:
       state, examples_seen = _begin(plan, pretrained), 0
     else:
       state, examples_seen = _restore(plan, checkpoints, last_step)
 
     # The directory is written from here on.
     environment = resume.environment(plan.mesh)
-    for note in notes + resume.environment_changes(info, environment):
+    before = parent.info if parent else info
+    for note in notes + resume.environment_changes(before, environment):
       print(f"resume: {note}")
     if jax.process_index() == 0:
       if continuation.changed:
@@ -151,7 +163,8 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       run.write_info({
           "requested": config_lib.to_json(requested),
           "resolved": config_lib.to_json(config),
-          "init": info["init"] if info else pretrained and pretrained.ref,
+          "init": before["init"] if before else pretrained and pretrained.ref,
+          "fork": info.get("fork") if info else parent and {"ref": parent.ref, "step": parent.step},
           "classes": list(dataset.classes),
           "fingerprint": dataset.fingerprint,
           "class_weights": weights,
@@ -161,6 +174,13 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "environment": environment,
       })
       run.write_config(config_lib.to_json(config))
+      if parent and not info:
+        run.append_history(
+            resume.history_entry(parent.step, fork.changes(config, parent), fork=parent.ref)
+        )
+    if parent:  # from here on it is needed no more
+      last_step = parent.step
+      _save(checkpoints, last_step, state, config, examples_seen, metrics={})
 
     # The loop.
     bad = BadRecords(
@@ -211,12 +231,15 @@ def _restore(plan, checkpoints, step: int) -> tuple[TrainState, int]:
       plan.state_shardings,
   )
   # Whether an average is kept may have been amended: read what is there.
-  wanted, stored = bool(abstract.ema), checkpoints.has_ema(step)
+  wanted, stored = bool(abstract.ema), checkpoints.has(step, "ema")
   abstract = dataclasses.replace(abstract, ema=abstract.params if stored else {})
-  params, training, meta = checkpoints.restore(
-      step, params=abstract.params, training=_training_items(abstract)
-  )
+  training = _training_items(abstract)
+  if not checkpoints.has(step, "health"):  # of an earlier version
+    del training["health"]
+  params, training, meta = checkpoints.restore(step, params=abstract.params, training=training)
   print(f"resume: from step {step} of {plan.total_steps}")
+  if "health" not in training:
+    training["health"] = jax.jit(init_health, out_shardings=plan.state_shardings.health)()
   state = TrainState(params=params, **training)
   if wanted != stored:
     state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, params) if wanted else {})
@@ -242,7 +265,9 @@ def _loop(
   throughput = _throughput(plan)
   everywhere = jax.jit(lambda key: key, out_shardings=mesh_lib.replicated(plan.mesh))
   step_key = everywhere(plan.step_key)
-  in_flight = collections.deque()
+  sanity = Sanity(
+      plan, run=run, checkpoints=checkpoints, skipped=int(state.health["skipped"])
+  )
 
   with contextlib.ExitStack() as stack:
     writer = session = None
@@ -266,9 +291,7 @@ def _loop(
         state, values = plan.train_step(state, batch, step_key)
       step += 1
       examples_seen += config.input.batch_size
-      in_flight.append(values["loss"])
-      if len(in_flight) > 2:  # the host may run two steps ahead, no further
-        in_flight.popleft().block_until_ready()
+      sanity.after(step, state, values, batch, step_key)
 
       stopping, trained, evaluated = stop.at(step), {}, {}
       log_due, evaluation_due = log.due(step), evaluation.due(step)
@@ -280,7 +303,8 @@ def _loop(
         trained["train/unreadable_images"] = bad.count
         trained |= throughput.read()
         progress.update(step, trained)
-        _check_finite(step, trained["train/loss"], (), checkpoints)
+        if news := sanity.news(step, int(trained["train/skipped"])):
+          progress.message(news)
         checkpoints.check()
         run.check_lock()
       if evaluation_due:
@@ -290,8 +314,9 @@ def _loop(
       if writer and (log_due or evaluation_due):
         writer.write(step, trained | evaluated)
         session.seen(step)
+      last = stopping or step == total
+      save_due = sanity.may_save(bool(save_due), step, state, step_key, last=last)
       if save_due:
-        _check_finite(step, values["loss"], state.params, checkpoints)
         if writer:
           writer.flush()  # what comes before the step is not written again
         _save(checkpoints, step, state, config, examples_seen, metrics=evaluated)
@@ -390,24 +415,4 @@ def _throughput(plan) -> Throughput:
       batch_size=plan.config.input.batch_size,
       flops_per_image=training_flops(**plan.model_config),
       peak_flops=peak and peak * plan.mesh.size,
-  )
-
-
-def _check_finite(step: int, loss, params, checkpoints) -> None:
-  """Nothing that is not finite is trained on for long, or committed."""
-  if all_finite((loss, params)):
-    return
-  latest = checkpoints.latest()
-  advice = (
-      "begin again in another --workdir with a lower config.optimizer.learning_rate, a longer "
-      "config.schedule.warmup, or config.optimizer.clip_global_norm"
-  )
-  if latest is not None:
-    advice = (
-        f"step {latest} is intact: lower config.optimizer.learning_rate or set "
-        "config.optimizer.clip_global_norm, and add --amend to go on from there"
-    )
-  raise NonFiniteError(
-      f"the loss or the parameters are not finite at step {step}, which was not saved in "
-      f"{checkpoints.directory}; {advice}"
   )

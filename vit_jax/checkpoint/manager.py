@@ -211,6 +211,10 @@ class Checkpoints:
     """What is wrong with a step's files, one line each; empty when every byte is as written."""
     return manifest.problems(self._path(step))
 
+  def meta(self, step: int) -> dict:
+    """What `save` was given as `meta`; raises as `restore`."""
+    return self._verified(step)
+
   def restore(self, step: int, *, params, training):
     """Reads a whole step, onto whatever devices the abstract trees ask for.
 
@@ -257,9 +261,9 @@ class Checkpoints:
     restored = self._read(step, {"params": ocp.args.PyTreeRestore(restore_args=as_numpy)})
     return restored["params"], meta
 
-  def has_ema(self, step: int) -> bool:
-    """Whether a step holds an average of the parameters, `training["ema"]`."""
-    return bool(self._stored_trees(step)["training"].get("ema"))
+  def has(self, step: int, name: str) -> bool:
+    """Whether a step holds something as `training[name]`, such as "ema"."""
+    return bool(self._stored_trees(step)["training"].get(name))
 
   def restore_ema(self, step: int) -> tuple[dict | None, dict]:
     """Reads the average of the parameters alone: `training["ema"]`, as `restore_params`.

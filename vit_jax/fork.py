@@ -1,0 +1,134 @@
+"""A run that begins from another's whole state: parameters, optimizer, step, place in the data.
+
+Two cool-downs of one run, a longer schedule, another learning rate, or a way around a spike; the
+other run stays as it is.
+"""
+
+import dataclasses
+from typing import Any
+
+from vit_jax import config as config_lib
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.errors import ConfigError
+from vit_jax.loading import split_ref, step_of_run
+
+# Identity keys that may differ from the parent's: where a run comes from, and a name for shapes
+# that are compared one by one.
+_MAY_DIFFER = ("fork.checkpoint", "fork.skip", "init.checkpoint", "init.required", "model.variant")
+# Open keys that are taken from the parent; those of the model unless a variant is named.
+_OF_THE_INPUT = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+  """A committed step of another run.
+
+  Attributes:
+    run: its directory.
+    step: a number, also where `config.fork.checkpoint` says "latest" or "best".
+    info: its run.json.
+    config: its resolved config, as it lies in the checkpoint.
+  """
+
+  run: RunDirectory
+  step: int
+  info: dict
+  config: Any
+
+  @property
+  def ref(self) -> str:
+    """What names exactly this step from anywhere."""
+    return f"{self.run.path}@{self.step}"
+
+  def checkpoints(self) -> Checkpoints:
+    """Its checkpoints, for reading only; a context."""
+    return Checkpoints(self.run.checkpoints, read_only=True)
+
+
+def find_parent(config, info: dict | None) -> Parent | None:
+  """The step that a run without a checkpoint of its own goes on from, None where it is no fork.
+
+  Args:
+    config: of the run.
+    info: its run.json, whose number stands though the parent has newer steps now; None where the
+      run is new.
+
+  Raises:
+    ConfigError: `config.fork.checkpoint` names no run, or `config.fork.skip` is set without it.
+    CheckpointError: the run has no such step, or it is damaged.
+  """
+  ref = info["fork"]["ref"] if info and info.get("fork") else config.fork.checkpoint
+  if not ref:
+    if config_lib.FIELDS["fork.skip"].default != config.fork.skip:
+      raise ConfigError(
+          f"config.fork.skip is {config.fork.skip!r}, but config.fork.checkpoint is not set: name "
+          "the RUN@STEP to go on from"
+      )
+    return None
+  path, which = split_ref(ref)
+  run = RunDirectory(path)
+  if not run.exists() or "+" in which:
+    raise ConfigError(
+        f"config.fork.checkpoint is {ref!r}: it must be RUN@STEP, RUN@latest or RUN@best of a run "
+        "of vit_jax, whose whole state is taken; config.init.checkpoint takes weights of any kind"
+    )
+  step = decided_by_first(lambda: step_of_run(path, which))
+  with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+    stored = checkpoints.meta(step)["config"]
+  return Parent(run, step, run.read_info(), config_lib.from_json(stored, origin=f"{path}@{step}"))
+
+
+def inherit(config, parent: Parent | None):
+  """The config with what it leaves open of the model and of the evaluation's images as the
+  parent's."""
+  if parent is None:
+    return config
+  open_keys = [f"input.{name}" for name in _OF_THE_INPUT if config.input[name] is None]
+  if config.model.variant is None:
+    open_keys += [
+        key for key in config_lib.FIELDS if key.startswith("model.") and key != "model.dtype"
+        and config.model[key.removeprefix("model.")] is None
+    ]
+  theirs = {}
+  for key in open_keys:
+    section, name = key.split(".")
+    theirs[key] = parent.config[section][name]
+  return config_lib.replace(config, theirs)
+
+
+def check(config, parent: Parent, fingerprint: str) -> None:
+  """Holds that a resolved config can go on from the parent's state.
+
+  Raises:
+    ConfigError: another model, seed, data or batch size, or an optimizer with another state; the
+      keys are named.
+  """
+  changed = config_lib.differences(parent.config, config)
+  wrong = {k: v for k, v in changed[config_lib.IDENTITY].items() if k not in _MAY_DIFFER}
+  recipe = changed[config_lib.RECIPE]
+  if "input.batch_size" in recipe:  # steps and schedule count batches
+    wrong["input.batch_size"] = recipe["input.batch_size"]
+  if "sgd" in recipe.get("optimizer.name", ()):
+    wrong["optimizer.name"] = recipe["optimizer.name"]
+  if wrong:
+    said = "; ".join(
+        f"config.{key} is {new!r}, there {old!r}" for key, (old, new) in wrong.items()
+    )
+    raise ConfigError(
+        f"a fork takes the whole state of {parent.ref}, which does not fit: {said}. Set them as "
+        "they are there, or take the weights alone with --config.init.checkpoint"
+    )
+  if parent.info["fingerprint"] != fingerprint:
+    raise ConfigError(
+        f"{parent.ref} was trained on other data: the fingerprint of config.input is "
+        f"{fingerprint[:12]}, there {parent.info['fingerprint'][:12]}. A fork goes on in the same "
+        "data; --config.init.checkpoint takes the weights alone"
+    )
+
+
+def changes(config, parent: Parent) -> dict[str, tuple]:
+  """{key: (the parent's value, the fork's)}, for the history of the fork."""
+  changed = config_lib.differences(parent.config, config)
+  return changed[config_lib.RUNTIME] | changed[config_lib.RECIPE]
