@@ -24,16 +24,14 @@ from vit_jax.resolve import resolve
 
 pytestmark = pytest.mark.topology
 GOLDEN = pathlib.Path(__file__).parent / "golden_topologies.json"
-# Without dropout, whose hash takes the compiler a third of its time, and recomputation.
-QUICK = {"model.dropout": "0.0", "model.remat": "none"}
 # Recipe, topology, and what its command line changes.
 CASES = {
     "B/16 v4:2x2x4": ("vit_i21k:B/16", "v4:2x2x4", {"input.batch_size": "1024"}),
     "B/16 v5e:4x4*2": ("vit_i21k:B/16", "v5e:4x4*2", {"input.batch_size": "1024"}),
-    "L/16 v6e:8x8": ("vit_i21k:L/16", "v6e:8x8", QUICK | {"input.batch_size": "2048"}),
-    "L/16 v5e:16x16": ("vit_i21k:L/16", "v5e:16x16", QUICK),
-    "H/14 v5p:8x8x8": ("vit_i21k:H/14", "v5p:8x8x8", QUICK | {"mesh.fsdp": "16"}),
-    "B/16 tpu7x:2x2x4": ("vit_i21k:B/16", "tpu7x:2x2x4", QUICK | {"input.batch_size": "1024"}),
+    "L/16 v6e:8x8": ("vit_i21k:L/16", "v6e:8x8", {"input.batch_size": "2048"}),
+    "L/16 v5e:16x16": ("vit_i21k:L/16", "v5e:16x16", {}),
+    "H/14 v5p:8x8x8": ("vit_i21k:H/14", "v5p:8x8x8", {"mesh.fsdp": "16"}),
+    "B/16 tpu7x:2x2x4": ("vit_i21k:B/16", "tpu7x:2x2x4", {"input.batch_size": "1024"}),
 }
 
 
@@ -97,7 +95,9 @@ def test_the_estimate_is_near_the_compilers_plan(versions):
 
 
 def test_analytic_flops_are_the_tpu_programs(versions):
-  overrides = QUICK | {"input.batch_size": "64", "model.scan": "False", "model.depth": "2"}
+  overrides = {
+      "input.batch_size": "64", "model.depth": "2", "model.scan": "False", "model.dropout": "0.0",
+  }
   plan = plan_of("vit_i21k:B/16", "v5e:2x2", overrides, compile_devices(parse("v5e:2x2")))
   program = compile_step(plan)
   analytic = training_flops(**plan.model_config) * plan.config.input.batch_size
@@ -105,7 +105,7 @@ def test_analytic_flops_are_the_tpu_programs(versions):
 
 
 def test_a_step_that_does_not_fit(versions):
-  overrides = QUICK | {"input.batch_size": "4096"}
+  overrides = {"input.batch_size": "4096"}
   plan = plan_of("vit_i21k:L/16", "v5e:2x2", overrides, compile_devices(parse("v5e:2x2")))
   program = compile_step(plan)
   assert program.collectives is None
@@ -114,7 +114,10 @@ def test_a_step_that_does_not_fit(versions):
 
 def test_the_micro_batch_is_chosen_by_the_tpu_compiler(versions, capsys):
   """Half a batch fits: the compiler refuses the whole one, on chips that are not here."""
-  overrides = QUICK | {"input.batch_size": "1024", "model.depth": "4", "micro_batch": "auto"}
+  overrides = {
+      "input.batch_size": "1024", "model.depth": "4", "model.dropout": "0.0", "model.remat": "none",
+      "micro_batch": "auto",
+  }
   plan = plan_of("vit_i21k:B/16", "v5e:2x2", overrides, compile_devices(parse("v5e:2x2")))
   assert plan.config.micro_batch == 512
   assert "micro_batch: 512 of 1024 examples at a time" in capsys.readouterr().out
