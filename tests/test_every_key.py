@@ -94,6 +94,7 @@ ELSEWHERE = {
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
+    "watchdog": "faults/test_hangs", "checkpoint.grace": "faults/test_preempted",
 }
 
 
