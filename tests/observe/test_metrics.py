@@ -1,36 +1,19 @@
 import json
 import pathlib
 import resource
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
+from event_points import points_of
 from vit_jax.errors import CheckpointError
 from vit_jax.observe.metrics import MetricsWriter, read_metrics
 
 
 def lines_of(directory):
   return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def points_of(directory):
-  """(tag, step) of every point that TensorBoard shows, after its purges, oldest file first."""
-  shown = []
-  files = (directory / "tensorboard").iterdir()
-  for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-    content = path.read_bytes()
-    while content:
-      (length,) = struct.unpack("<Q", content[:8])
-      event = event_pb2.Event.FromString(content[12:12 + length])
-      content = content[16 + length:]
-      if event.session_log.status == event_pb2.SessionLog.START:
-        shown = [point for point in shown if point[1] < event.step]
-      shown += [(value.tag, event.step) for value in event.summary.value]
-  return shown
 
 
 def test_one_line_a_call(tmp_path):
@@ -40,6 +23,16 @@ def test_one_line_a_call(tmp_path):
   writer.close()
   assert line.pop("time") > 1.7e9
   assert line == {"step": 1, "train/loss": 0.5, "eval/test/accuracy": 1.0}
+
+
+def test_what_precedes_a_save_survives_a_kill(tmp_path):
+  """TensorBoard's points too, which are not written again."""
+  writer = MetricsWriter(tmp_path, resume_step=0)
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": 1.0})
+  writer.flush()  # and no more
+  assert points_of(tmp_path) == [("loss", step) for step in (1, 2, 3)]
+  writer.close()
 
 
 def test_what_is_not_finite_is_null(tmp_path):
