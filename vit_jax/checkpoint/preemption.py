@@ -98,7 +98,7 @@ class StopSignal:
     asking.join(_ASKING)
     last = "none" if found[-1] is None else found[-1]
     print(
-        f"vit-jax: {self.requested}: the state was not saved within {self._grace:g} s "
+        f"vit-jax: {self.requested}: the last save did not end within {self._grace:g} s "
         f"(config.checkpoint.grace). The last committed step is {last}; the same command continues "
         "from there", file=sys.stderr, flush=True,
     )
