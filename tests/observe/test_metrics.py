@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -116,3 +117,26 @@ def test_a_context_closes_and_keeps_the_first_error(tmp_path):
       raise ZeroDivisionError
   assert points_of(tmp_path) == [("loss", 1)]
   writer.close()  # again, which does nothing
+
+
+def test_each_step_is_there_once_whatever_is_killed(tmp_path):
+  """Fifty histories of kills: lines torn anywhere behind what was flushed, temporary files left."""
+  rng = np.random.default_rng(0)
+  for history in range(50):
+    run, saved, expected = tmp_path / str(history), 0, {}
+    for session in range(6):
+      writer = MetricsWriter(run, resume_step=saved)
+      last = saved + int(rng.integers(1, 12))
+      for step in range(saved + 1, last + 1):
+        writer.write(step, {"loss": session})
+        if rng.random() < 0.2:
+          writer.flush()
+          expected |= dict.fromkeys(range(saved + 1, step + 1), session)
+          saved, safe = step, (run / "metrics.jsonl").stat().st_size
+      # Killed: what was not flushed is there, in part, or not.
+      size = (run / "metrics.jsonl").stat().st_size
+      os.truncate(run / "metrics.jsonl", rng.integers(safe if saved else 0, size + 1))
+      if rng.random() < 0.3:
+        (run / "metrics.jsonl.tmp").write_text('{"step": 1, "lo')
+    MetricsWriter(run, resume_step=saved).close()
+    assert [(line["step"], line["loss"]) for line in lines_of(run)] == sorted(expected.items())

@@ -33,8 +33,8 @@ class Watchdog:
     """Nothing is watched yet.
 
     Args:
-      seconds: that a step, or waiting for its input, may take, above 0; other phases four times as
-        much.  None: never ends anything.
+      seconds: that a step, or waiting for its input, may take; other phases four times as
+        much.  None or 0: never ends anything.
       directory: of the run.
       process: index of this process, for the message.
       end: ends the process.

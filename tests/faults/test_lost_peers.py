@@ -1,6 +1,6 @@
 """Of two processes one is killed or frozen: the other ends soon, and says whose fault it was.
 
-`pytest -m multiprocess -s tests/faults/test_peers.py` prints after how many seconds.
+`pytest -m multiprocess -s tests/faults/test_lost_peers.py` prints after how many seconds.
 """
 
 import os
