@@ -1,5 +1,6 @@
 """Three processes that watch each other, here threads over real connections."""
 
+import contextlib
 import socket
 import time
 
@@ -28,9 +29,11 @@ class Star:
     }
 
   def ends(self, process: int) -> None:
-    """What the system does to the connections of a process that ends."""
+    """What the system does to the connections of a process that ends, and with it its watch."""
+    self.peers[process]._leaving = True
     for connection in self.sockets[process].values():
-      connection.shutdown(socket.SHUT_RDWR)
+      with contextlib.suppress(OSError):  # the other end has gone before
+        connection.shutdown(socket.SHUT_RDWR)
 
   def settled(self, *survivors: int) -> list[list[str]]:
     """What the survivors were told."""
