@@ -70,7 +70,8 @@ from vit_jax.observe.watchdog import Watchdog
 with Watchdog(2.0, directory=sys.argv[1]) as watchdog:
   watchdog.enter("a step", 1)
   print("ready", flush=True)
-  time.sleep(1.0)
+  for _ in range(10):  # most of them after it stood still
+    time.sleep(0.1)
 """
   process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
   process.stdout.readline()
