@@ -139,8 +139,7 @@ MAY_BE_NONE = {
     "objective.class_weights", "evaluate.real_labels", "micro_batch", "optimizer.freeze",
     "optimizer.learning_rate_batch_size", "optimizer.layer_decay", "optimizer.moment_dtype",
     "init.checkpoint", "fork.checkpoint", "skip.spike_factor", "evaluate.split",
-    "evaluate.batch_size", "checkpoint.best_metric",
-    "mesh.replica",
+    "evaluate.batch_size", "checkpoint.best_metric", "mesh.replica", "watchdog", "checkpoint.grace",
 }
 
 

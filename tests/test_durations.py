@@ -78,7 +78,8 @@ def test_an_epoch_smaller_than_a_batch_is_a_step():
 
 @pytest.mark.parametrize(
     "text, seconds",
-    [("30 minutes", 1800.0), ("1 hour", 3600.0), ("0.5 minutes", 30.0), ("10 steps", None),
+    [("30 minutes", 1800.0), ("1 hour", 3600.0), ("0.5 minutes", 30.0), ("25 seconds", 25.0),
+     ("10 steps", None),
      ("1 epoch", None), ("5%", None)],
 )
 def test_seconds_of_durations_of_time_only(text, seconds):

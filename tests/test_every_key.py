@@ -95,6 +95,7 @@ ELSEWHERE = {
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
     "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
+    "watchdog": "faults/test_hangs", "checkpoint.grace": "faults/test_preempted",
 }
 
 

@@ -1,4 +1,5 @@
-"""A run that is killed, terminated and interrupted ends with the bits of one that was not."""
+"""A run that is terminated and interrupted ends with the bits of one that was not; of kills see
+faults/test_kills.py."""
 
 import json
 import os
@@ -94,28 +95,6 @@ def flatten(tree, prefix="") -> dict:
   for key, value in tree.items():
     flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
   return flat
-
-
-def test_killed_twice(tmp_path, uninterrupted):
-  run = tmp_path / "run"
-  for after in (6, 37):
-    code, _ = interrupt(run, signal.SIGKILL, after=after)
-    assert code == -signal.SIGKILL
-  finish(run)
-  assert_same_run(run, uninterrupted)
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(tmp_path, uninterrupted):
-  run = tmp_path / "run"
-  moments = np.random.default_rng(0)
-  for _ in range(6):
-    process = start(run)
-    time.sleep(moments.uniform(0.5, 9.0))
-    process.kill()
-    process.communicate()
-  finish(run)
-  assert_same_run(run, uninterrupted)
 
 
 @pytest.mark.slow

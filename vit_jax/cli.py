@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
   """Runs a verb and leaves with its exit code: 0 done, 2 usage or config, 3 data, 4 non-finite
   training, 5 checkpoint, 75 preempted or a peer lost (start me again)."""
   argv = sys.argv[1:] if argv is None else argv
-  debug = "--debug" in argv
+  debug, failure = "--debug" in argv, None
   if not debug:
     # Orbax logs the tracebacks of what we then say in one paragraph.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -38,20 +38,29 @@ def main(argv: list[str] | None = None) -> None:
     code = arguments.run(arguments, overrides)
     sys.stdout.flush()
   except VitJaxError as error:
-    code = _say(str(error), error.exit_code, debug)
+    failure = _lost_peer(error) or error
+    code = _say(str(failure), failure.exit_code, debug)
   except BrokenPipeError:  # whoever read our output, such as `head`, has left
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
   except OSError as error:
     code = _say(f"{error}. Mend that and repeat the command", CheckpointError.exit_code, debug)
   except Exception as error:  # what nobody foresaw
-    code = _say(f"unexpected {type(error).__name__}: {error}. --debug shows where", 1, debug)
+    failure = _lost_peer(error)
+    said = failure or f"unexpected {type(error).__name__}: {error}. --debug shows where"
+    code = _say(str(said), failure.exit_code if failure else 1, debug)
   except KeyboardInterrupt:
     print("vit-jax: interrupted", file=sys.stderr)
     code = 130
   if code and "vit_jax.parallel.processes" in sys.modules:  # else this process is alone
-    sys.modules["vit_jax.parallel.processes"].leave(code)
+    sys.modules["vit_jax.parallel.processes"].leave(code, failure)
   sys.exit(code or 0)
+
+
+def _lost_peer(error: Exception) -> VitJaxError | None:
+  """A PeerLost where this is one of several processes and another has gone."""
+  processes = sys.modules.get("vit_jax.parallel.processes")  # else this process is alone
+  return processes and processes.lost_peer(error)
 
 
 def _say(text: str, code: int, debug: bool) -> int:

@@ -4,7 +4,7 @@ import math
 import re
 
 STEP_UNITS = ("steps", "epochs", "examples", "percent")
-TIME_UNITS = ("minutes", "hours")
+TIME_UNITS = ("seconds", "minutes", "hours")
 
 
 def parse(text: str, *, units: tuple[str, ...] = STEP_UNITS) -> tuple[float, str]:
@@ -53,6 +53,6 @@ def to_steps(text: str, *, batch_size: int, examples: int, total_steps: int | No
 
 
 def to_seconds(text: str) -> float | None:
-  """Resolves a duration in minutes or hours to seconds; None when its unit is not one of time."""
+  """Resolves a duration in seconds, minutes or hours; None when its unit is not one of time."""
   number, unit = parse(text, units=STEP_UNITS + TIME_UNITS)
-  return number * {"minutes": 60.0, "hours": 3600.0}[unit] if unit in TIME_UNITS else None
+  return number * dict(zip(TIME_UNITS, (1.0, 60.0, 3600.0)))[unit] if unit in TIME_UNITS else None

@@ -39,3 +39,9 @@ class Preempted(VitJaxError):
   """The run was asked to stop and saved its state: the same command continues it."""
 
   exit_code = 75
+
+
+class PeerLost(VitJaxError):
+  """Another process is absent or has gone: start me again."""
+
+  exit_code = 75

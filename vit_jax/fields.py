@@ -60,6 +60,11 @@ FIELDS = {
         minimum=1, words=("auto",),
     ),
     "log_every": Field("50 steps", RUNTIME, "between two progress lines", units=_STEPS),
+    "watchdog": Field(
+        "30 minutes", RUNTIME, "longest a step may take before it counts as hanging and the run "
+        "ends with exit code 75, showing where; what is no step may take four times that; None: off",
+        str, units=durations.TIME_UNITS,
+    ),
     # The model.  None: as the checkpoint in init.checkpoint, or the value in brackets.
     "model.variant": Field(None, IDENTITY, 'size and patch, as "B/16" ["S/16"]', str),
     "model.width": Field(None, IDENTITY, "replaces the variant's", int, minimum=1),
@@ -334,6 +339,10 @@ FIELDS = {
     "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),
     "checkpoint.every": Field("10 minutes", RUNTIME, "between two checkpoints", units=_ANY_UNIT),
     "checkpoint.keep_latest": Field(2, RUNTIME, "newest checkpoints kept", minimum=1),
+    "checkpoint.grace": Field(
+        None, RUNTIME, "from SIGTERM until the run leaves, saved or not; None: when it has saved",
+        str, units=durations.TIME_UNITS,
+    ),
     "checkpoint.best_metric": Field(
         None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
         choices=("accuracy",),

@@ -38,6 +38,7 @@ from vit_jax.observe.progress import Progress
 from vit_jax.observe.sessions import Session
 from vit_jax.observe.throughput import Throughput
 from vit_jax.observe.versions import versions
+from vit_jax.observe.watchdog import Watchdog
 from vit_jax.optim.skipping import init_health
 from vit_jax.pace import Pace
 from vit_jax.parallel import mesh as mesh_lib
@@ -78,7 +79,10 @@ def train(requested, *, workdir, amend: bool = False) -> None:
       return
     # Of several processes the first holds the lock, and all leave if it cannot.  Nor does it write
     # anything before the others have come here, too, and have read what was there.
-    decided_by_first(lambda: stack.enter_context(run.lock()) or 0)
+    decided_by_first(lambda: stack.enter_context(run.lock()) or 0, "the lock of the run")
+    watchdog = stack.enter_context(
+        Watchdog(_seconds(config.watchdog), directory=run.path, process=jax.process_index())
+    )
 
     # Data.
     dataset = open_configured(config)
@@ -127,7 +131,9 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         num_classes=len(dataset.classes),
         class_weights=weights,
         # Of process 0's, in MiB, so that all choose the same mesh.
-        device_bytes=decided_by_first(lambda: device_bytes(jax.local_devices()[0]) >> 20) << 20,
+        device_bytes=decided_by_first(
+            lambda: device_bytes(jax.local_devices()[0]) >> 20, "the memory of a device"
+        ) << 20,
     )
     config = plan.config
     if parent:
@@ -205,7 +211,12 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         checkpoints=checkpoints,
         first_step=last_step or 0,
         examples_seen=examples_seen,
+        watchdog=watchdog,
     )
+
+
+def _seconds(duration: str | None) -> float | None:
+  return duration and durations.to_seconds(duration)
 
 
 def _begin(plan, pretrained) -> TrainState:
@@ -254,7 +265,8 @@ def _training_items(state: TrainState) -> dict:
 
 
 def _loop(
-    plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int
+    plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int,
+    watchdog,
 ) -> None:
   """Trains from `first_step` to the end; logs, evaluates and saves when due, in this order."""
   config, total = plan.config, plan.total_steps
@@ -281,11 +293,16 @@ def _loop(
     progress = stack.enter_context(
         Progress(total_steps=total, start_step=first_step, quiet=quiet)
     )
-    stop = stack.enter_context(StopSignal())
+    stop = stack.enter_context(
+        StopSignal(grace=_seconds(config.checkpoint.grace), last_committed=checkpoints.latest)
+    )
     step, stopping = first_step, False
     while step < total and not stopping:
+      first = step == first_step  # of this session: workers start, the step is compiled
+      watchdog.enter("the input", step, patient=first)
       asked = time.perf_counter()
       batch = next(batches)
+      watchdog.enter("a step", step + 1, patient=first)
       throughput.step(waited=time.perf_counter() - asked)
       with jax.transfer_guard("disallow"):
         state, values = plan.train_step(state, batch, step_key)
@@ -308,6 +325,7 @@ def _loop(
         checkpoints.check()
         run.check_lock()
       if evaluation_due:
+        watchdog.enter("the evaluation", step, patient=True)
         measured = evaluator.run(state.averaged)
         evaluated = {f"eval/{evaluator.name}/{k}": value for k, value in measured.items()}
         progress.message(f"step {step}: {evaluator.name} accuracy {measured['accuracy']:.2%}")
@@ -317,12 +335,14 @@ def _loop(
       last = stopping or step == total
       save_due = sanity.may_save(bool(save_due), step, state, step_key, last=last)
       if save_due:
+        watchdog.enter("the save", step, patient=True)
         if writer:
           writer.flush()  # what comes before the step is not written again
         _save(checkpoints, step, state, config, examples_seen, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()
     # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
+    watchdog.enter("the last save", step, patient=True)
     checkpoints.wait()
     if session:
       session.seen(step, last=True)
@@ -343,7 +363,7 @@ def _save_due(save: Pace, step: int, config, *, asked: bool) -> bool:
   """
   if jax.process_count() == 1 or durations.to_seconds(config.checkpoint.every) is None:
     return save.due(step)
-  return asked and bool(decided_by_first(lambda: save.due(step)))
+  return asked and bool(decided_by_first(lambda: save.due(step), "whether to save"))
 
 
 def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics) -> None:

@@ -63,6 +63,30 @@ def test_each_step_is_there_once_after_restarts(emulator, bucket, run, monkeypat
   assert "TensorBoard's events are left out there" in capsys.readouterr().out
 
 
+def test_a_kill_while_later_lines_are_dropped(bucket, run, monkeypatch):
+  """The last segments go first: what is left then is the beginning still."""
+  monkeypatch.setattr(segments_lib, "_LARGE", 200)
+  write(run, range(1, 31), resume=0, value=1.0)
+  gone, unlink = [], type(run).unlink
+
+  def killed(path, *arguments, **options):
+    if len(gone) == 2:
+      raise KeyboardInterrupt
+    gone.append(path)
+    unlink(path, *arguments, **options)
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(type(run), "unlink", killed)
+    MetricsWriter(run, resume_step=2)
+  assert len(gone) == 2
+  left = [line["step"] for line in read_metrics(run)]
+  assert left == [*range(1, len(left) + 1)] and 2 < len(left) < 30
+  write(run, range(3, 8), resume=2, value=2.0)
+  assert [(line["step"], line["loss"]) for line in read_metrics(run)] == [
+      (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0), (6, 2.0), (7, 2.0)
+  ]
+
+
 def test_what_was_flushed_survives_a_kill(emulator, bucket, run):
   """Before a step is saved every line is flushed: they would not be written again."""
   writer = MetricsWriter(run, resume_step=0)

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 import types
 
 import pytest
@@ -64,3 +65,35 @@ def test_handlers_stay_as_they_are_in_another_thread():
   thread.start()
   thread.join()
   assert seen == [(before, False)] and signal.getsignal(signal.SIGTERM) is before
+
+
+def wait_for(ends, *, timeout=10.0):
+  deadline = time.monotonic() + timeout
+  while not ends and time.monotonic() < deadline:
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["a disk", "a disk that hangs"])
+def test_when_the_grace_is_over_the_process_ends(answers, capsys, monkeypatch):
+  monkeypatch.setattr(preemption, "_ASKING", 0.2)
+  ends, never = [], threading.Event()
+  last_committed = (lambda: 40) if answers else never.wait
+  with StopSignal(grace=0.3, last_committed=last_committed, end=ends.append):
+    os.kill(os.getpid(), signal.SIGTERM)
+    began = time.monotonic()
+    wait_for(ends)
+  never.set()
+  assert ends == [75] and 0.25 < time.monotonic() - began < 5
+  said = capsys.readouterr().err
+  assert "SIGTERM: the last save did not end within 0.3 s (config.checkpoint.grace)" in said
+  assert f"last committed step is {'40' if answers else 'not known'}" in said
+
+
+def test_within_the_grace_it_does_not():
+  ends = []
+  with StopSignal(grace=0.2, last_committed=lambda: None, end=ends.append):
+    time.sleep(0.4)  # nobody asked to stop
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+  time.sleep(0.4)
+  assert not ends

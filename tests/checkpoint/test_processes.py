@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from vit_jax.checkpoint.processes import _who
+
 WORK = """
 import pathlib, sys
 import jax
@@ -75,3 +77,55 @@ def test_process_0_decides_and_the_others_follow(tmp_path):
   said = [process.communicate(timeout=90)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4", "4.corrupt"]
+
+
+ABSENT = """
+import sys, time
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(sys.argv[1], num_processes=3, process_id=int(sys.argv[2]))
+from vit_jax.checkpoint.processes import meet
+from vit_jax.errors import PeerLost
+
+meet("the start", seconds=30)
+if jax.process_index() != 1:
+  try:
+    meet("the save of step 7", seconds=2)
+    raise AssertionError("nobody was missed")
+  except PeerLost as error:
+    assert error.exit_code == 75
+    said = str(error)
+  assert "process 1 did not come within 2 s to 'the save of step 7 (1)'" in said, said
+else:
+  time.sleep(4)
+jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.multiprocess
+def test_who_does_not_come_to_a_barrier_is_named():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  processes = [
+      subprocess.Popen(
+          [sys.executable, "-c", ABSENT, address, str(index)], env={**os.environ, "XLA_FLAGS": ""},
+          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      )
+      for index in range(3)
+  ]
+  said = [process.communicate(timeout=90)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(said)
+
+
+@pytest.mark.parametrize("said, who", [
+    ("DEADLINE_EXCEEDED: Barrier timed out. Id: b 1::0.\n# of tasks that reached the barrier: 1/3.\n"
+     "The first task at the barrier: 0. Some timed out task names:\n2\n1\n\n\nRPC: /xla",
+     "processes 1, 2 did not come"),
+    ("Some timed out task names:\n/job:jax_worker/replica:0/task:12\n", "process 12 did not come"),
+    ("INTERNAL: Barrier failed because: task is set to ERROR: Task 2 heartbeat timeout.\n\nRPC: /x",
+     "the processes could not come (INTERNAL: Barrier failed because: task is set to ERROR: Task 2 "
+     "heartbeat timeout.)"),
+], ids=["two", "a long name", "another error"])
+def test_who_is_missing_is_read_from_the_error(said, who):
+  assert _who(said) == who

@@ -1,36 +1,20 @@
 import json
+import os
 import pathlib
 import resource
-import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
 
+from event_points import points_of
 from vit_jax.errors import CheckpointError
 from vit_jax.observe.metrics import MetricsWriter, read_metrics
 
 
 def lines_of(directory):
   return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
-def points_of(directory):
-  """(tag, step) of every point that TensorBoard shows, after its purges, oldest file first."""
-  shown = []
-  files = (directory / "tensorboard").iterdir()
-  for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-    content = path.read_bytes()
-    while content:
-      (length,) = struct.unpack("<Q", content[:8])
-      event = event_pb2.Event.FromString(content[12:12 + length])
-      content = content[16 + length:]
-      if event.session_log.status == event_pb2.SessionLog.START:
-        shown = [point for point in shown if point[1] < event.step]
-      shown += [(value.tag, event.step) for value in event.summary.value]
-  return shown
 
 
 def test_one_line_a_call(tmp_path):
@@ -40,6 +24,16 @@ def test_one_line_a_call(tmp_path):
   writer.close()
   assert line.pop("time") > 1.7e9
   assert line == {"step": 1, "train/loss": 0.5, "eval/test/accuracy": 1.0}
+
+
+def test_what_precedes_a_save_survives_a_kill(tmp_path):
+  """TensorBoard's points too, which are not written again."""
+  writer = MetricsWriter(tmp_path, resume_step=0)
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": 1.0})
+  writer.flush()  # and no more
+  assert points_of(tmp_path) == [("loss", step) for step in (1, 2, 3)]
+  writer.close()
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -123,3 +117,26 @@ def test_a_context_closes_and_keeps_the_first_error(tmp_path):
       raise ZeroDivisionError
   assert points_of(tmp_path) == [("loss", 1)]
   writer.close()  # again, which does nothing
+
+
+def test_each_step_is_there_once_whatever_is_killed(tmp_path):
+  """Twenty histories of kills: lines torn anywhere behind what was flushed, temporary files left."""
+  rng = np.random.default_rng(0)
+  for history in range(20):
+    run, saved, expected = tmp_path / str(history), 0, {}
+    for session in range(6):
+      writer = MetricsWriter(run, resume_step=saved)
+      last = saved + int(rng.integers(1, 12))
+      for step in range(saved + 1, last + 1):
+        writer.write(step, {"loss": session})
+        if rng.random() < 0.2:
+          writer.flush()
+          expected |= dict.fromkeys(range(saved + 1, step + 1), session)
+          saved, safe = step, (run / "metrics.jsonl").stat().st_size
+      # Killed: what was not flushed is there, in part, or not.
+      size = (run / "metrics.jsonl").stat().st_size
+      os.truncate(run / "metrics.jsonl", rng.integers(safe if saved else 0, size + 1))
+      if rng.random() < 0.3:
+        (run / "metrics.jsonl.tmp").write_text('{"step": 1, "lo')
+    MetricsWriter(run, resume_step=saved).close()
+    assert [(line["step"], line["loss"]) for line in lines_of(run)] == sorted(expected.items())

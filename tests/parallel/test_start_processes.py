@@ -10,10 +10,10 @@ import time
 import pytest
 
 from vit_jax.cli import main
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, PeerLost
 from vit_jax.parallel import clusters, rendezvous
 from vit_jax.parallel.clusters import Cluster, find
-from vit_jax.parallel.rendezvous import PeerLost, meet
+from vit_jax.parallel.rendezvous import meet
 
 # What srun sets for task 5 of 6 on three machines, as far as it matters.
 SLURM = {

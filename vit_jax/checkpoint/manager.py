@@ -24,8 +24,8 @@ from vit_jax.bucket import failures
 from vit_jax.bucket.path import is_bucket
 from vit_jax.checkpoint import manifest, recovery, retention, tree
 from vit_jax.checkpoint.paths import absolute
-from vit_jax.checkpoint.processes import decided_by_first
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.checkpoint.processes import PATIENCE, barrier, decided_by_first, meet
+from vit_jax.errors import CheckpointError, ConfigError, PeerLost
 
 _ITEMS = ("params", "training")
 
@@ -65,7 +65,7 @@ class Checkpoints:
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
-    self._error: CheckpointError | ConfigError | None = None
+    self._error: CheckpointError | ConfigError | PeerLost | None = None
     self._fetched: set[int] = set()  # steps whose every byte came from a bucket and was right
 
   def __enter__(self):
@@ -114,18 +114,23 @@ class Checkpoints:
 
     Raises:
       CheckpointError: this save could not begin, or the previous one failed.
+      PeerLost: not all processes came to save; who did not is named.
     """
     self._check_owner()
     self.wait()
     manager = self._manager()
     if step in self._known:
       return False
+    # Process 0 may still be hashing; Orbax's own first barrier would wait for it forever.
+    meet(f"the save of step {step}")
     content = {"step": step, **_json_copy(meta)}
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(params), training=ocp.args.PyTreeSave(training)
     )
     try:
       begun = manager.save(step, args=items)
+    except PeerLost:
+      raise
     except Exception as error:  # pylint: disable=broad-exception-caught
       raise self._failed_to_save(step, error) from error
     if not begun:
@@ -200,7 +205,7 @@ class Checkpoints:
       notes.extend(found)
       return -1 if step is None else step
 
-    newest = decided_by_first(put_in_order)
+    newest = decided_by_first(put_in_order, "the order of the checkpoints")
     self._fetched.clear()
     if self._orbax is not None:
       self._orbax.reload()
@@ -300,7 +305,10 @@ class Checkpoints:
                 create=not self._read_only,
                 save_root_metadata=False,
                 # Else Orbax waits for minutes for a directory that could not be made.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False, timeout_secs=PATIENCE,
+                    barrier_sync_fn=barrier,
+                ),
                 lightweight_initialize=True,  # else a damaged step could stop us here
             ),
         )
@@ -325,7 +333,7 @@ class Checkpoints:
           self._confirm_owner()
         manifest.write(self._path(step), content)
         self._retain()
-    except ConfigError as error:  # of `confirm_owner`
+    except (ConfigError, PeerLost) as error:  # of `confirm_owner`, of a barrier
       self._error = error
     except Exception as error:  # pylint: disable=broad-exception-caught
       self._error = self._failed_to_save(step, error)
@@ -370,7 +378,7 @@ class Checkpoints:
         self._fetched.add(step)
       return 0
 
-    decided_by_first(check)
+    decided_by_first(check, f"the check of step {step}")
     content = manifest.read(path)
     return {name: content[name] for name in content if name not in ("step", "files")}
 

@@ -1,15 +1,23 @@
 """Being asked to stop: SIGTERM, Ctrl-C, or a cluster's preemption notice."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 import time
+from typing import Callable
 
 import jax
 from jax.experimental import multihost_utils
 
+from vit_jax.errors import CheckpointError, Preempted
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds within which the same signal again is the first: some launchers tell parent and child.
 _ECHO = 1.0
+# Seconds to ask for the last committed step when the grace is over: the disk may be what is slow.
+_ASKING = 2.0
 
 
 class StopSignal:
@@ -22,18 +30,35 @@ class StopSignal:
     requested: name of the signal, such as "SIGTERM", or None.
   """
 
-  def __init__(self):
+  def __init__(
+      self, *, grace: float | None = None, last_committed: Callable[[], int | None] | None = None,
+      end: Callable[[int], None] = os._exit,
+  ):
+    """Nothing is listened to yet.
+
+    Args:
+      grace: seconds after the first signal, of several processes after the step at which all stop,
+        at which the process ends if this context has not ended; None: never.
+      last_committed: the step that is then named.
+      end: ends the process.
+    """
     self.requested: str | None = None
     self._noted = 0.0
     self._previous = {}
+    self._grace, self._last_committed, self._end = grace, last_committed, end
+    self._over = threading.Event()
 
   def __enter__(self):
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and not jax.distributed.is_initialized():
       self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+    if self._grace is not None:
+      # Here, because a thread cannot safely be started where a signal is handled.
+      threading.Thread(target=self._limit, name="grace", daemon=True).start()
     return self
 
   def __exit__(self, *_):
+    self._over.set()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}
@@ -44,12 +69,37 @@ class StopSignal:
     With several processes each must ask at every step: they then stop at the same one.
     """
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-      self.requested = "SIGTERM"
+      self._noted, self.requested = time.monotonic(), "SIGTERM"
     return self.requested is not None
 
   def _note(self, number, _):
     name, now = signal.Signals(number).name, time.monotonic()
     if self.requested is None:
-      self.requested, self._noted = name, now
+      self._noted, self.requested = now, name  # in this order, for `_limit`
     elif name != self.requested or now - self._noted > _ECHO:
       raise KeyboardInterrupt(f"a second signal, {name}")
+
+  def _limit(self) -> None:
+    """In a thread: ends the process when its grace is over."""
+    while not self._over.wait(0.05):
+      if self.requested is not None and time.monotonic() - self._noted > self._grace:
+        self._leave()
+        return
+
+  def _leave(self) -> None:
+    found = ["not known, for the directory does not answer"]
+
+    def ask():
+      with contextlib.suppress(CheckpointError):
+        found.append(self._last_committed())
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ASKING)
+    last = "none" if found[-1] is None else found[-1]
+    print(
+        f"vit-jax: {self.requested}: the last save did not end within {self._grace:g} s "
+        f"(config.checkpoint.grace). The last committed step is {last}; the same command continues "
+        "from there", file=sys.stderr, flush=True,
+    )
+    self._end(Preempted.exit_code)

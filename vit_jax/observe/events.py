@@ -7,6 +7,7 @@ dies, and ten points later the training would wait for it forever.  Its records 
 import os
 import pathlib
 import socket
+import sys
 import time
 
 _FLUSH_SECONDS = 10.0  # between flushes, each of which waits for the disk
@@ -25,9 +26,7 @@ class EventFile:
     Raises:
       OSError: the disk is full or not writable; so do all methods.
     """
-    from tensorboardX import record_writer  # pylint: disable=g-import-not-at-top  # slow
-    from tensorboardX.proto import event_pb2  # pylint: disable=g-import-not-at-top
-
+    record_writer, event_pb2 = _tensorboard()
     now = time.time()
     directory.mkdir(parents=True, exist_ok=True)
     # The process and nanoseconds: else a quick restart overwrites.
@@ -46,8 +45,12 @@ class EventFile:
     points = [{"tag": name, "simple_value": value} for name, value in values.items()]
     self._write(wall_time=when, step=step, summary={"value": points})
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-      self._records.flush()
-      self._flushed = time.monotonic()
+      self.flush()
+
+  def flush(self) -> None:
+    """Returns when what was written would survive this process."""
+    self._records.flush()
+    self._flushed = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes the file."""
@@ -55,3 +58,17 @@ class EventFile:
 
   def _write(self, **fields) -> None:
     self._records.write(self._event(**fields).SerializeToString())
+
+
+def _tensorboard():
+  """The modules of tensorboardX that are used, without PyTorch, whose import takes seconds."""
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # to import it is an ImportError, of which tensorboardX makes nothing
+  try:
+    from tensorboardX import record_writer  # pylint: disable=g-import-not-at-top  # slow
+    from tensorboardX.proto import event_pb2  # pylint: disable=g-import-not-at-top
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return record_writer, event_pb2

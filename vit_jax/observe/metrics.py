@@ -84,9 +84,12 @@ class MetricsWriter:
       self._events.write(step, finite, when=now)
 
   def flush(self) -> None:
-    """Returns when every line would survive this process; to be called before a step is saved."""
+    """Returns when all that was written would survive this process; to be called before a step is
+    saved, because what comes before that step is not written again."""
     with self._disk():
       self._lines.flush()
+      if self._events is not None:
+        self._events.flush()
 
   def close(self) -> None:
     """Flushes the events and closes both files."""

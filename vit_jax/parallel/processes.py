@@ -1,13 +1,17 @@
 """Several processes that train together: how one of them joins the others, speaks and leaves."""
 
+import atexit
 import os
+import re
 import sys
 import threading
+import time
 
 import jax
 
-from vit_jax.errors import ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, PeerLost, Preempted, VitJaxError
 from vit_jax.parallel import clusters, rendezvous
+from vit_jax.parallel.peers import Peers
 
 # Seconds without a sign of life after which a process counts as dead; by default 100.
 _HEARTBEAT = 10
@@ -17,6 +21,15 @@ _CONNECT = 60
 _COMMIT = 3600
 # Seconds that who has failed waits for the others, who have failed likewise or wait for it.
 _PATIENCE = 5.0
+# Seconds in which `peers` will have noticed what an error has noticed already.
+_NOTICE = 1.0
+# How JAX, its coordination service, gloo and NCCL speak of another process that has gone.
+_GONE = re.compile(
+    r"gloo|nccl.*(remote|abort)|coordination service|heartbeat|set to ERROR|connection (reset|closed)",
+    re.IGNORECASE,
+)
+
+_peers: Peers | None = None
 
 
 def start(
@@ -49,7 +62,10 @@ def start(
       f"processes: {cluster.processes}, by {cluster.origin}, coordinator {cluster.coordinator}",
       flush=True,
   )
-  rendezvous.meet(cluster, timeout=timeout, command=command or {})
+  global _peers
+  _peers = Peers(cluster, rendezvous.meet(cluster, timeout=timeout, command=command or {}))
+  # Before JAX waits for the others.
+  atexit.register(_peers.leave, 0, orderly=True)
   _go_round_proxies(cluster.address[0])
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   jax.config.update("jax_enable_preemption_service", notice)
@@ -63,7 +79,7 @@ def start(
         shutdown_timeout_seconds=_COMMIT,
     )
   except RuntimeError as error:
-    raise rendezvous.PeerLost(
+    raise PeerLost(
         f"the {cluster.processes} processes met at {cluster.coordinator}, and then could not "
         f"connect: {error}"
     ) from error
@@ -76,17 +92,40 @@ def _go_round_proxies(host: str) -> None:
   jax.config.update("jax_check_proxy_envs", False)  # it warns of that
 
 
-def leave(code: int) -> None:
+def lost_peer(error: Exception) -> PeerLost | None:
+  """What an error comes to where another process has gone: then collectives, barriers and whatever
+  rests on them fail.  Where `peers` knows who has gone, this process ends in here."""
+  ours = isinstance(error, VitJaxError) and not isinstance(error, CheckpointError)
+  if ours or not jax.distributed.is_initialized():
+    return None
+  time.sleep(_NOTICE)
+  said, cause = [], error
+  while cause is not None:
+    said.append(str(cause))
+    cause = cause.__cause__ or cause.__context__
+  if not _GONE.search(" ".join(said)):
+    return None
+  return PeerLost(
+      f"another process has gone ({said[-1].strip().splitlines()[0]}): its messages say why. Start "
+      "all processes again; the same command continues the run"
+  )
+
+
+def leave(code: int, error: BaseException | None = None) -> None:
   """Ends this process, if it is one of several, after an error, without waiting for the others.
 
-  Else JAX would wait for them at the exit, and they for this one.  Those that go on abort when
-  they notice that it has gone.
+  Else JAX would wait for them at the exit, and they for this one.  Those that go on end when they
+  notice that it has gone.  Only who was preempted waits: process 0 commits what all have saved.
   """
   if not jax.distributed.is_initialized():
     return
-  ending = threading.Thread(target=_shutdown, daemon=True)
-  ending.start()
-  ending.join(_PATIENCE)
+  orderly = isinstance(error, Preempted)
+  if _peers is not None:
+    _peers.leave(code, orderly=orderly)
+  if not isinstance(error, PeerLost):
+    ending = threading.Thread(target=_shutdown, daemon=True)
+    ending.start()
+    ending.join(_COMMIT if orderly else _PATIENCE)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -4,9 +4,10 @@ JAX waits there too, but when its time is up it names nobody and aborts (SIGABRT
 it lets processes train together that were started with different commands.  So process 0 first
 listens there itself.  Each of the others sends a line of JSON, {"process", "processes", "host",
 "command"}, and is answered when all have come, or at the end of the time: {"error": null or a text,
-"lost": whether a peer is}.
+"lost": whether a peer is}.  When all have come the connections stay, for `peers`.
 """
 
+import contextlib
 import errno
 import json
 from multiprocessing import connection as multiplexing
@@ -14,7 +15,7 @@ import socket
 import sys
 import time
 
-from vit_jax.errors import ConfigError, VitJaxError
+from vit_jax.errors import ConfigError, PeerLost, VitJaxError
 from vit_jax.parallel.clusters import Cluster
 
 _REMIND = 30.0  # seconds between two lines on who is absent
@@ -24,14 +25,11 @@ _STRAGGLE = 5.0  # seconds for the others to hear of a mistake, too
 _LISTED = 20  # processes
 
 
-class PeerLost(VitJaxError):
-  """Another process is absent or has gone: start me again."""
-
-  exit_code = 75
-
-
-def meet(cluster: Cluster, *, timeout: float, command: dict[str, str]) -> None:
-  """Returns when all processes have come.
+def meet(
+    cluster: Cluster, *, timeout: float, command: dict[str, str]
+) -> dict[int, socket.socket]:
+  """Returns when all processes have come: an open connection to each of the others by process 0, to
+  process 0 by each of the others.
 
   Args:
     timeout: seconds.
@@ -42,9 +40,8 @@ def meet(cluster: Cluster, *, timeout: float, command: dict[str, str]) -> None:
     ConfigError: two have the same number, or were started with different commands.
   """
   if cluster.process == 0:
-    _Host(cluster, command).wait(timeout)
-  else:
-    _report(cluster, timeout, command)
+    return _Host(cluster, command).wait(timeout)
+  return {0: _report(cluster, timeout, command)}
 
 
 class _Host:
@@ -56,7 +53,7 @@ class _Host:
     self._connections: dict[socket.socket, int | None] = {}  # None is nobody's number
     self._wrong: str | None = None
 
-  def wait(self, timeout: float) -> None:
+  def wait(self, timeout: float) -> dict[int, socket.socket]:
     deadline = time.monotonic() + timeout
     remind = time.monotonic() + _REMIND
     with _listen(self._cluster, min(timeout, _TAKEN)) as listener:
@@ -79,9 +76,11 @@ class _Host:
         self._answer(error)
         if error:
           raise error
-      finally:
+      except BaseException:
         for connection in self._connections:
           connection.close()
+        raise
+    return {process: connection for connection, process in self._connections.items()}
 
   def _absent(self) -> list[int]:
     return [i for i in range(self._cluster.processes) if i not in self._hosts]
@@ -142,28 +141,33 @@ class _Host:
         pass  # It has gone; JAX will notice.
 
 
-def _report(cluster: Cluster, timeout: float, command: dict[str, str]) -> None:
-  """The other processes' side."""
+def _report(cluster: Cluster, timeout: float, command: dict[str, str]) -> socket.socket:
+  """The other processes' side: the connection to process 0, which has answered that all came."""
   hello = json.dumps({
       "process": cluster.process, "processes": cluster.processes, "host": socket.gethostname(),
       "command": command,
   })
   deadline, reason = time.monotonic() + timeout, "no answer"
   while (left := deadline - time.monotonic()) > 0:
-    try:
-      with socket.create_connection(cluster.address, timeout=min(left, _HELLO)) as connection:
+    with contextlib.ExitStack() as failing:
+      try:
+        connection = failing.enter_context(
+            socket.create_connection(cluster.address, timeout=min(left, _HELLO))
+        )
         connection.sendall(hello.encode() + b"\n")
         # Process 0 began to wait before it heard us.
         connection.settimeout(timeout + _HELLO)
-        answer = json.loads(connection.makefile("rb").readline())
+        # Unbuffered, because what follows is for `peers`.
+        answer = json.loads(connection.makefile("rb", buffering=0).readline())
         error, lost = answer["error"], answer["lost"]
-    except (OSError, ValueError, KeyError, TypeError) as failure:  # a closed connection too
-      reason = getattr(failure, "strerror", None) or reason
-      time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
-      continue
-    if error:
-      raise PeerLost(error) if lost else ConfigError(error)
-    return
+      except (OSError, ValueError, KeyError, TypeError) as failure:  # a closed connection too
+        reason = getattr(failure, "strerror", None) or reason
+        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+        continue
+      if error:
+        raise PeerLost(error) if lost else ConfigError(error)
+      failing.pop_all()
+      return connection
   raise PeerLost(
       f"process {cluster.name(0)} does not answer at {cluster.coordinator} after {timeout:g} s "
       f"({reason}): see whether it was started, and why it has ended, and whether that port is "

@@ -1,0 +1,82 @@
+"""Told to stop, a run saves, stops, and leaves with 75; within its grace, saved or not."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from killer import MODEL, Life, assert_same_run, committed, finish, last_step, logged
+
+STEPS = 24
+
+
+def command(steps: int, *more: str) -> tuple[str, ...]:
+  return (
+      "--config=quickstart", *MODEL, f"--config.total={steps} steps", "--config.log_every=1 steps",
+      "--config.evaluate.every=0 steps", "--config.checkpoint.every=0 steps", *more,
+  )
+
+
+def test_it_saves_and_stops(tmp_path):
+  """Told twice at once, as by a launcher that tells a whole process group."""
+  run = tmp_path / "run"
+  with Life(command(100_000), run) as life:
+    assert life.until(logged(3)), life.ended()
+    life.send(signal.SIGTERM)
+    time.sleep(0.01)
+    life.send(signal.SIGTERM)
+    [ended] = life.ended()
+  assert ended.code == 75 and "SIGTERM: stopped at step" in ended.err, ended.err
+  assert committed(run) == last_step(run) > 0
+  print(f"left {ended.seconds:.2f} s after SIGTERM")
+
+
+@pytest.mark.slow
+def test_where_the_last_save_hangs_it_leaves_at_the_end_of_its_grace(tmp_path):
+  """The disk has stopped to answer who reads the manifests, to find the best."""
+  run = tmp_path / "run"
+  hanging = command(
+      100_000, "--config.checkpoint.best_metric=accuracy", "--config.evaluate.every=5 steps",
+      "--config.checkpoint.grace=2 seconds",
+  )
+  with Life(hanging, run) as life:
+    assert life.until(lambda workdir: committed(workdir) >= 5), life.ended()
+    life.send(signal.SIGSTOP)
+    for file in (run / "checkpoints").glob("*/manifest.json"):
+      os.mkfifo(file.with_name("pipe"))
+      file.with_name("pipe").replace(file)
+    life.send(signal.SIGTERM)
+    life.send(signal.SIGCONT)
+    [ended] = life.ended()
+  assert ended.code == 75 and ended.seconds < 10, ended
+  assert "SIGTERM: the last save did not end within 2 s (config.checkpoint.grace)" in ended.err
+  assert f"The last committed step is {committed(run)};" in ended.err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  """Of two processes."""
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  finish(command(STEPS), workdir, processes=2)
+  return workdir
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("whom", [(1,), (0,), (0, 1)], ids=["follower", "coordinator", "both"])
+def test_all_save_at_the_same_step(tmp_path, uninterrupted, whom):
+  run = tmp_path / "run"
+  with Life(command(STEPS), run, processes=2) as life:
+    assert life.until(logged(3)), life.ended()
+    life.send(signal.SIGTERM, *whom)
+    time.sleep(0.01)
+    life.send(signal.SIGTERM, *whom)
+    first, second = life.ended()
+  assert (first.code, second.code) == (75, 75), (first, second)
+  print(f"left {max(first.seconds, second.seconds):.2f} s after SIGTERM")
+  step = committed(run)
+  assert 0 < step < STEPS and step == last_step(run)
+  for process in (first, second):
+    assert f"SIGTERM: stopped at step {step} of {STEPS}" in process.err
+  finish(command(STEPS), run, processes=2)
+  assert_same_run(run, uninterrupted, steps=STEPS)
