@@ -317,6 +317,13 @@ FIELDS = {
     "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),
     "checkpoint.every": Field("10 minutes", RUNTIME, "between two checkpoints", units=_ANY_UNIT),
     "checkpoint.keep_latest": Field(2, RUNTIME, "newest checkpoints kept", minimum=1),
+    "checkpoint.keep_every": Field(
+        "0 steps", RUNTIME, "besides, the first checkpoint of each such interval; 0: none",
+        units=_ANY_UNIT,
+    ),
+    "checkpoint.retries": Field(
+        10, RUNTIME, "attempts after a failed save, 1, 2, 4, ... seconds apart", minimum=0
+    ),
     "checkpoint.best_metric": Field(
         None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
         choices=("accuracy",),

@@ -21,6 +21,7 @@ from vit_jax import resume
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
@@ -37,8 +38,8 @@ from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.progress import Progress
 from vit_jax.observe.sessions import Session
 from vit_jax.observe.throughput import Throughput
-from vit_jax.observe.versions import versions
-from vit_jax.pace import Pace
+from vit_jax.observe.versions import commit, versions
+from vit_jax.pace import Pace, kept_every
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel.memory import device_bytes
 from vit_jax.plan import describe, make_plan
@@ -47,13 +48,14 @@ from vit_jax.step import TrainState, all_finite
 from vit_jax.warm_start import warm_start
 
 
-def train(requested, *, workdir, amend: bool = False) -> None:
+def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> None:
   """Trains, or continues, the run in a directory.
 
   Args:
     requested: a config from `config.load`.
     workdir: the run's directory; the same command again continues it.
     amend: whether recipe keys may differ from those the run was begun with.
+    strict: whether a damaged newest checkpoint is an error, rather than the one before it used.
 
   Raises:
     ConfigError, DataError, CheckpointError: what is wrong, where, and how to fix it.
@@ -97,10 +99,11 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     checkpoints = stack.enter_context(
         Checkpoints(
             run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best,
+            keep_every=kept_every(config, examples=len(dataset.splits["train"])),
             confirm_owner=run.confirm_lock,
         )
     )
-    notes, last_step = checkpoints.recover() if info else ([], None)
+    notes, last_step = checkpoints.recover(strict=strict) if info else ([], None)
     pretrained = None
     if config.init.checkpoint and last_step is None:
       pretrained = load(info["init"] if info else config.init.checkpoint)
@@ -156,6 +159,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "class_weights": weights,
           "evaluation_split": evaluated.split,
           "best_metric": best,
+          "retention": checkpoints.policy.to_json(),
           "total_steps": plan.total_steps,
           "environment": environment,
       })
@@ -184,6 +188,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         checkpoints=checkpoints,
         first_step=last_step or 0,
         examples_seen=examples_seen,
+        fingerprint=dataset.fingerprint,
     )
 
 
@@ -230,7 +235,8 @@ def _training_items(state: TrainState) -> dict:
 
 
 def _loop(
-    plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int
+    plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int,
+    fingerprint: str,
 ) -> None:
   """Trains from `first_step` to the end; logs, evaluates and saves when due, in this order."""
   config, total = plan.config, plan.total_steps
@@ -238,6 +244,7 @@ def _loop(
   log, evaluation, save = map(
       pace, (config.log_every, config.evaluate.every, config.checkpoint.every)
   )
+  saves = Saves(checkpoints, retries=config.checkpoint.retries)
   throughput = _throughput(plan)
   everywhere = jax.jit(lambda key: key, out_shardings=mesh_lib.replicated(plan.mesh))
   step_key = everywhere(plan.step_key)
@@ -255,7 +262,7 @@ def _loop(
         Progress(total_steps=total, start_step=first_step, quiet=quiet)
     )
     stop = stack.enter_context(StopSignal())
-    step, stopping = first_step, False
+    step, stopping, evaluated = first_step, False, {}
     while step < total and not stopping:
       asked = time.perf_counter()
       batch = next(batches)
@@ -272,6 +279,8 @@ def _loop(
       log_due, evaluation_due = log.due(step), evaluation.due(step)
       save_due = _save_due(save, step, config, asked=log_due or evaluation_due)
       save_due = save_due or stopping or (evaluation_due and config.checkpoint.best_metric)
+      saves.check()
+      save_due = saves.due(save_due, last=stopping or step == total)
       if log_due:
         trained = {f"train/{name}": v.item() for name, v in jax.device_get(values).items()}
         trained["train/learning_rate"] = float(plan.schedule(step - 1))
@@ -279,7 +288,6 @@ def _loop(
         trained |= throughput.read()
         progress.update(step, trained)
         _check_finite(step, trained["train/loss"], (), checkpoints)
-        checkpoints.check()
         run.check_lock()
       if evaluation_due:
         measured = evaluator.run(state.averaged)
@@ -292,11 +300,12 @@ def _loop(
         _check_finite(step, values["loss"], state.params, checkpoints)
         if writer:
           writer.flush()  # what comes before the step is not written again
-        _save(checkpoints, step, state, config, examples_seen, metrics=evaluated)
+        _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()
     # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
-    checkpoints.wait()
+    while not saves.settled():
+      _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
     if session:
       session.seen(step, last=True)
 
@@ -319,9 +328,11 @@ def _save_due(save: Pace, step: int, config, *, asked: bool) -> bool:
   return asked and bool(decided_by_first(lambda: save.due(step)))
 
 
-def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics) -> None:
+def _save(
+    saves, step: int, state, config, examples_seen: int, fingerprint: str, *, metrics
+) -> None:
   """Begins to save a step in the background."""
-  begun = checkpoints.save(
+  begun = saves.save(
       step,
       params=state.params,
       training=_training_items(state),
@@ -329,13 +340,15 @@ def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics)
           "config": config_lib.to_json(config),
           "examples_seen": examples_seen,
           "metrics": metrics,
+          "fingerprint": fingerprint,
           "versions": versions(),
+          "commit": commit(),
       },
   )
   if not begun:
     raise CheckpointError(
-        f"step {step} is in {checkpoints.directory} already, though this run had not reached it: "
-        "move that directory away, or choose another --workdir"
+        f"step {step} is among the run's checkpoints already, though this run had not reached it: "
+        "move that one away, or choose another --workdir"
     )
 
 
