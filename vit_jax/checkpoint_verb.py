@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import pathlib
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ _OPTIONS = {
     "json": "list", "step": "verify", "keep_latest": "prune", "dry_run": "prune",
     "quarantined": "prune",
 }
+_COUNTS = ("/examples", "/unreadable")  # which evaluators report beside what they measure
 # STEP, STEP.corrupt, STEP.corrupt2, STEP.orbax-checkpoint-tmp
 _NAME = re.compile(r"(\d+)(?:\.(corrupt|orbax-checkpoint-tmp).*)?")
 
@@ -49,9 +51,10 @@ def run(arguments) -> int | None:
     CheckpointError: the checkpoints cannot be read or deleted.
   """
   for name, action in _OPTIONS.items():
-    if getattr(arguments, name) not in (None, False) and action != arguments.action:
+    value = getattr(arguments, name)
+    if value is not None and value is not False and action != arguments.action:
       raise ConfigError(f"--{name.replace('_', '-')} belongs to `vit-jax checkpoint {action}`")
-  if (arguments.keep_latest or 1) < 1:
+  if arguments.keep_latest is not None and arguments.keep_latest < 1:
     raise ConfigError("--keep-latest is at least 1: the newest good checkpoint always stays")
   directory = RunDirectory(arguments.workdir)
   if not directory.exists():
@@ -128,7 +131,8 @@ def format_table(rows: list[dict]) -> str:
     if row["time"] is not None:
       when = datetime.datetime.fromtimestamp(row["time"]).strftime("%Y-%m-%d %H:%M:%S")
     metrics = [
-        f"{name} {value:.6g}" for name, value in sorted(row["metrics"].items()) if value is not None
+        f"{name} {value:.6g}" for name, value in sorted(row["metrics"].items())
+        if value is not None and not name.endswith(_COUNTS)
     ]
     named = [row["name"]] if row["name"] != str(row["step"]) else []
     rest = ", ".join(named + row["marks"] + metrics)
@@ -143,11 +147,14 @@ def verify(directory: RunDirectory, step: int | None) -> int:
 
   Returns:
     5 where a file is damaged, else 0.
+
+  Raises:
+    ConfigError: there is no such committed step.
   """
   asked = [e for e in entries(directory.checkpoints) if step in (None, e.step)]
   asked = [e for e in asked if e.state in ("committed", "damaged")]
   if step is not None and not asked:
-    raise CheckpointError(
+    raise ConfigError(
         f"{directory.checkpoints / str(step)} is no committed checkpoint: `vit-jax checkpoint list"
         f" {directory.path}` lists them"
     )
@@ -195,7 +202,7 @@ def prune(
         _remove(entry)
       total += size
   said = "would be freed; nothing was deleted" if dry_run else "freed"
-  print(f"{len(doomed)} checkpoints, {_size(total)} {said}" if doomed else "nothing to delete")
+  print(f"{_size(total)} {said}" if doomed else "nothing to delete")
 
 
 def _newest_good(committed: dict[int, Entry], directory: RunDirectory) -> int | None:
@@ -237,8 +244,8 @@ def _state(path: epath.Path, suffix: str | None) -> tuple[str, dict]:
     return "uncommitted", {}
   try:
     return "committed", manifest.read(path)
-  except CheckpointError:
-    return "damaged", {}
+  except CheckpointError:  # a run in progress may have deleted it just now
+    return "damaged" if manifest.exists(path) else "uncommitted", {}
 
 
 def _bytes(entry: Entry) -> int:
@@ -248,7 +255,8 @@ def _bytes(entry: Entry) -> int:
   if is_bucket(entry.path):
     return sum(listed.size for listed in entry.path.below().values())
   try:
-    return sum(path.stat().length for path in entry.path.rglob("*") if path.is_file())
+    below = pathlib.Path(entry.path).rglob("*")
+    return sum(path.stat().st_size for path in below if path.is_file())
   except OSError:  # being written or deleted
     return 0
 
