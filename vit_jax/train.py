@@ -244,7 +244,6 @@ def _loop(
   log, evaluation, save = map(
       pace, (config.log_every, config.evaluate.every, config.checkpoint.every)
   )
-  saves = Saves(checkpoints, retries=config.checkpoint.retries)
   throughput = _throughput(plan)
   everywhere = jax.jit(lambda key: key, out_shardings=mesh_lib.replicated(plan.mesh))
   step_key = everywhere(plan.step_key)
@@ -257,6 +256,10 @@ def _loop(
       session = Session(
           run.path, step=first_step, chips=plan.mesh.size, processes=jax.process_count()
       )
+    saves = Saves(
+        # What comes before a step that is saved is not written again.
+        checkpoints, retries=config.checkpoint.retries, before=writer and writer.flush
+    )
     quiet = jax.process_index() > 0
     progress = stack.enter_context(
         Progress(total_steps=total, start_step=first_step, quiet=quiet)
@@ -298,8 +301,6 @@ def _loop(
         session.seen(step)
       if save_due:
         _check_finite(step, values["loss"], state.params, checkpoints)
-        if writer:
-          writer.flush()  # what comes before the step is not written again
         _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()

@@ -25,17 +25,13 @@ import orbax.checkpoint as ocp
 
 from vit_jax.bucket import failures
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import manifest, recovery, retention, tree
+from vit_jax.checkpoint import late_callbacks, manifest, recovery, retention, tree
 from vit_jax.checkpoint.paths import absolute
 from vit_jax.checkpoint.processes import decided_by_first
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, WriteFailed
 
 _ITEMS = ("params", "training")
 _OURS = ("step", "time", "trees", "files")  # in a manifest beside what `save` was given
-
-
-class SaveFailed(CheckpointError):
-  """A step could not be written, though the same might succeed later."""
 
 
 class Checkpoints:
@@ -79,7 +75,7 @@ class Checkpoints:
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
-    self._error: SaveFailed | ConfigError | None = None
+    self._error: WriteFailed | ConfigError | None = None
     self._fetched: set[int] = set()  # steps whose every byte came from a bucket and was right
 
   def __enter__(self):
@@ -120,7 +116,7 @@ class Checkpoints:
       Whether a save was begun; False when the step is committed already.
 
     Raises:
-      SaveFailed: this save could not begin, or the previous one failed; a later one may succeed.
+      WriteFailed: this save could not begin, or the previous one failed; a later one may succeed.
       CheckpointError: there is a later step, and Orbax saves none below it.
     """
     self._check_owner()
@@ -158,12 +154,12 @@ class Checkpoints:
     return self._commit_thread is not None
 
   def check(self) -> None:
-    """Raises the SaveFailed of a save that failed in the background; never waits."""
+    """Raises the WriteFailed of a save that failed in the background; never waits."""
     if self._commit_thread is not None and not self._commit_thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
-    """Waits until the last save is committed; raises its SaveFailed if it failed."""
+    """Waits until the last save is committed; raises its WriteFailed if it failed."""
     if self._commit_thread is None:
       return
     self._commit_thread.join()
@@ -183,7 +179,7 @@ class Checkpoints:
     """Waits for the last save and frees Orbax's threads.
 
     Raises:
-      SaveFailed: the last save failed.
+      WriteFailed: the last save failed.
     """
     try:
       self.wait()
@@ -304,6 +300,7 @@ class Checkpoints:
   def _manager(self) -> ocp.CheckpointManager:
     """Orbax's manager, which keeps everything: what goes is decided in `_retain`."""
     if self._orbax is None:
+      late_callbacks.silence()
       policies = ocp.checkpoint_managers
       try:
         self._orbax = ocp.CheckpointManager(
@@ -380,13 +377,13 @@ class Checkpoints:
       self._orbax.reload()
       self._known = set(self._orbax.all_steps())
 
-  def _failed_to_save(self, step: int, error: BaseException) -> SaveFailed:
+  def _failed_to_save(self, step: int, error: BaseException) -> WriteFailed:
     try:
       earlier = [done for done in self.steps() if done != step]
     except CheckpointError:
       earlier = []
     last = f"Step {earlier[-1]} is there still" if earlier else "There is no earlier one"
-    return SaveFailed(
+    return WriteFailed(
         f"Saving step {step} to {self._path(step)} failed: {_reason(error)}. {last}. Make room"
         " or restore access there"
     )

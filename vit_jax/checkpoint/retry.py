@@ -2,10 +2,12 @@
 
 import sys
 import time
+from typing import Callable
 
 import jax
 
-from vit_jax.checkpoint.manager import Checkpoints, SaveFailed
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.errors import WriteFailed
 
 _LONGEST = 600.0  # seconds between two attempts
 _SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
@@ -21,12 +23,18 @@ class Saves:
   with them the first failure is the last.
   """
 
-  def __init__(self, checkpoints: Checkpoints, *, retries: int):
-    """Args:
-      checkpoints: where to; used by nobody else until `settled` is true.
-      retries: attempts after the first one that failed; past them each method raises SaveFailed.
+  def __init__(
+      self, checkpoints: Checkpoints, *, retries: int, before: Callable[[], None] | None = None
+  ):
+    """Nothing is saved yet.
+
+    Args:
+      checkpoints: where to; nobody else saves there.
+      retries: attempts after the first one that failed; past them each method raises WriteFailed.
+      before: is called before each save; its WriteFailed makes this a save that failed.
     """
     self._checkpoints = checkpoints
+    self._before = before
     self._retries = retries if jax.process_count() == 1 else 0
     self._failures = 0  # since the last that succeeded
     self._next = 0.0  # when to try again
@@ -52,8 +60,10 @@ class Saves:
         self._checkpoints.wait()
         self._succeeded()
         self._say_stall(step, time.monotonic() - asked)
+      if self._before is not None:
+        self._before()
       begun = self._checkpoints.save(step, **state)
-    except SaveFailed as error:
+    except WriteFailed as error:
       self._failed(error)
       return True
     self._begun, self._patience = time.monotonic(), _SLOW
@@ -68,7 +78,7 @@ class Saves:
       return
     try:
       self._checkpoints.check()
-    except SaveFailed as error:
+    except WriteFailed as error:
       self._failed(error)
       return
     if not self._checkpoints.saving:
@@ -83,16 +93,16 @@ class Saves:
       if self._checkpoints.saving:
         self._checkpoints.wait()
         self._succeeded()
-    except SaveFailed as error:
+    except WriteFailed as error:
       self._failed(error)
     if self._failures:
       time.sleep(max(0.0, self._next - time.monotonic()))
     return not self._failures
 
-  def _failed(self, error: SaveFailed) -> None:
+  def _failed(self, error: WriteFailed) -> None:
     self._failures += 1
     if self._failures > self._retries:
-      raise SaveFailed(
+      raise WriteFailed(
           f"{error}, then repeat the command"
           + (f". It was tried {self._failures} times" if self._retries else "")
       ) from error

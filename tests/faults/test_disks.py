@@ -1,0 +1,141 @@
+"""A run whose disk misbehaves says so, keeps its last good checkpoint, tries again, and goes on."""
+
+import json
+
+import disks
+import pytest
+
+from vit_jax.checkpoint import manifest
+from vit_jax.loading import load
+
+LONG = ("--config.total=2000 steps", "--config.evaluate.every=0 steps",
+        "--config.log_every=20 steps", "--config.checkpoint.every=20 steps")
+BRIEF = LONG + ("--config.checkpoint.retries=2",)
+needs_own_disks = pytest.mark.skipif(
+    not disks.has_own_disks(), reason="this system lets nobody mount a disk of their own"
+)
+
+
+def assert_whole(run, *, last: int = 2000) -> None:
+  """Every step's metrics are there once, and the last checkpoint is good."""
+  lines = (run.path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(20, last + 1, 20))
+  assert load(run.path).step == last
+
+
+def spoil_and_mend(run, *, spoil, mend, said: str) -> None:
+  """The disk fails between two checkpoints of a run, and works again after the first retry."""
+  run.until(lambda: len(run.steps()) == 2)
+  spoil()
+  run.until(run.says("warning: Saving step", said, "retry 2 of 10"))
+  before = run.steps()
+  assert before and not manifest.problems(run.seen / "checkpoints" / str(before[-1]))
+  mend()
+  run.until(run.says("Saving succeeded again, after"))
+  assert run.text.count(f"Step {before[-1]} is there still") >= 2
+  assert "Traceback" not in run.text
+
+
+def test_a_full_disk_that_gets_room_again(tmp_path):
+  with disks.Run(tmp_path / "run", *LONG) as run:
+    spoil_and_mend(
+        run, spoil=lambda: disks.fill(run), mend=lambda: disks.make_room(run),
+        said="File too large (EFBIG)",
+    )
+    assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in the middle", "at the end"])
+def test_a_disk_that_stays_full_ends_the_run(tmp_path, moment):
+  """And the same command goes on once there is room."""
+  more = BRIEF if moment == "in the middle" else BRIEF + ("--config.checkpoint.every=1990 steps",)
+  with disks.Run(tmp_path / "run", *more) as run:
+    run.until(lambda: run.steps())
+    disks.fill(run)
+    assert run.ends() == 5
+    assert run.text.count("Training goes on; the save is tried again in") == 2
+    assert "then repeat the command. It was tried 3 times" in run.text
+    kept = run.steps()[-1]
+    assert f"Step {kept} is there still" in run.text
+    assert not manifest.problems(run.path / "checkpoints" / str(kept))
+  with disks.Run(tmp_path / "run", *more) as run:
+    assert run.ends() == 0, run.text
+    assert "Removed" not in run.text  # nothing was left over
+    assert_whole(run)
+
+
+@pytest.mark.slow
+@needs_own_disks
+def test_a_disk_without_space(tmp_path):
+  """Metrics have no room either, and none is lost."""
+  disk = tmp_path / "disk"
+  prefix = disks.own_disk(disk, size="2500k")
+  with disks.Run(disk / "run", *LONG, prefix=prefix) as run:
+    hog = None
+
+    def hoard():
+      nonlocal hog
+      hog = (run.seen.parent / "hog").open("wb", buffering=0)
+      with pytest.raises(OSError):
+        while True:
+          hog.write(b"x" * 4096)
+      hog.close()
+
+    run.until(lambda: len(run.steps()) == 2)
+    hoard()
+    run.until(run.says("warning: Saving step", "No space left on device (ENOSPC)"))
+    run.until(run.says("warning: The metrics", "wait in memory"))
+    (run.seen.parent / "hog").unlink()
+    run.until(run.says("Saving succeeded again, after"))
+    metrics = run.seen / "metrics.jsonl"
+    run.until(lambda: metrics.read_text().count("\n") > 50)
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines(True)
+             if line.endswith("\n")]
+    assert steps == list(range(20, steps[-1] + 1, 20))
+
+
+@pytest.mark.slow
+@needs_own_disks
+def test_a_disk_that_becomes_read_only(tmp_path):
+  disk = tmp_path / "disk"
+  with disks.Run(disk / "run", *LONG, prefix=disks.own_disk(disk, size="50m")) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    # As the kernel does after an error: whoever has a file open does not hinder it.
+    disks.bind_read_only(run, disk / "run" / "checkpoints")
+    run.until(run.says("warning: Saving step", "Read-only file system (EROFS)", "retry 2 of 10"))
+    disks.unbind(run, disk / "run" / "checkpoints")
+    run.until(run.says("Saving succeeded again, after"))
+    run.until(lambda: run.steps()[-1] > 200)
+
+
+@pytest.mark.slow
+def test_permission_that_is_withdrawn(tmp_path):
+  with disks.Run(tmp_path / "run", *LONG, obey_modes=True) as run:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    spoil_and_mend(
+        run, spoil=lambda: checkpoints.chmod(0o555), mend=lambda: checkpoints.chmod(0o755),
+        said="Permission denied (EACCES)",
+    )
+    assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_directory_that_disappears_and_comes_back(tmp_path):
+  checkpoints, away = tmp_path / "run" / "checkpoints", tmp_path / "away"
+
+  def back():
+    if checkpoints.exists():
+      checkpoints.rmdir()
+    away.rename(checkpoints)
+
+  with disks.Run(tmp_path / "run", *LONG) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    checkpoints.rename(away)
+    run.until(run.says("warning: Saving step", "No such file or directory (ENOENT)"))
+    back()
+    run.until(run.says("Saving succeeded again, after"))
+    assert run.ends() == 0
+    assert_whole(run)
