@@ -15,6 +15,10 @@ import time
 
 from test_resume import COMMAND, environment
 
+# Compiles in half the time.
+_HASTY = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+}
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
@@ -33,7 +37,7 @@ class Run:
     """
     self.path, self.said = path, []
     self.process = subprocess.Popen(
-        (*prefix, *COMMAND, f"--workdir={path}", *more), env=environment(),
+        (*prefix, *COMMAND, f"--workdir={path}", *more), env=environment() | _HASTY,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         preexec_fn=_obey_modes if obey_modes else None,
     )
