@@ -111,6 +111,14 @@ def test_the_last_save_is_tried_until_it_is_there(checkpoints, clock):
   assert saves.settled() and checkpoints.steps() == [1, 2]
 
 
+def test_the_first_save_of_all_may_fail(checkpoints, clock, capsys):
+  saves = Saves(checkpoints, retries=3)
+  checkpoints.directory.parent.write_text("in the way")
+  assert save(saves, 1) and "(ENOTDIR)" in capsys.readouterr().err and not saves.settled()
+  checkpoints.directory.parent.unlink()
+  assert save(saves, 2) and saves.settled() and checkpoints.steps() == [2]
+
+
 def test_without_retries_the_first_failure_is_the_last(checkpoints, clock):
   saves = Saves(checkpoints, retries=0)
   save(saves, 1)

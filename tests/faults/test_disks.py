@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax.checkpoint import manifest
 from vit_jax.loading import load
+from vit_jax.observe.metrics import read_metrics
 
 SHORT = ("--config.total=400 steps", "--config.evaluate.every=0 steps",
          "--config.log_every=20 steps", "--config.checkpoint.every=20 steps")
@@ -23,16 +24,22 @@ def assert_whole(run, *, last: int = 400) -> None:
   assert load(run.path).step == last
 
 
-def spoil_and_mend(run, *, spoil, mend, said: str) -> None:
-  """The disk fails between two checkpoints of a run, and works again after the first retry."""
+def spoil_and_mend(run, *, spoil, mend, said: str, kept=None) -> None:
+  """The disk fails between two checkpoints of a run, and works again after the first retry.
+
+  Args:
+    said: what the run says of it.
+    kept: where the run's directory is meanwhile.
+  """
   run.until(lambda: len(run.steps()) == 2)
   spoil()
   run.until(run.says("warning: Saving step", said, "retry 2 of 10"))
-  before = run.steps()
-  assert before and not manifest.problems(run.seen / "checkpoints" / str(before[-1]))
+  checkpoints = (kept or run.path) / "checkpoints"
+  newest = max(int(path.parent.name) for path in checkpoints.glob("*/manifest.json"))
+  assert not manifest.problems(checkpoints / str(newest))
   mend()
   run.until(run.says("Saving succeeded again, after"))
-  assert run.text.count(f"Step {before[-1]} is there still") >= 2
+  assert kept or run.text.count(f"Step {newest} is there still") >= 2
   assert "Traceback" not in run.text
 
 
@@ -72,27 +79,16 @@ def test_a_disk_without_space(tmp_path):
   disk = tmp_path / "disk"
   prefix = disks.own_disk(disk, size="2500k")
   with disks.Run(disk / "run", *ENDLESS, prefix=prefix) as run:
-    hog = None
-
-    def hoard():
-      nonlocal hog
-      hog = (run.seen.parent / "hog").open("wb", buffering=0)
-      with pytest.raises(OSError):
-        while True:
-          hog.write(b"x" * 4096)
-      hog.close()
-
     run.until(lambda: len(run.steps()) == 2)
-    hoard()
-    run.until(run.says("warning: Saving step", "No space left on device (ENOSPC)"))
+    with (run.seen.parent / "hog").open("wb", buffering=0) as hog, pytest.raises(OSError):
+      while True:
+        hog.write(b"x" * 4096)
     run.until(run.says("warning: The metrics", "wait in memory"))
+    run.until(run.says("No space left on device (ENOSPC)", "retry 2 of 10"))
     (run.seen.parent / "hog").unlink()
     run.until(run.says("Saving succeeded again, after"))
-    metrics = run.seen / "metrics.jsonl"
-    run.until(lambda: metrics.read_text().count("\n") > 50)
-    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines(True)
-             if line.endswith("\n")]
-    assert steps == list(range(20, steps[-1] + 1, 20))
+    steps = [line["step"] for line in read_metrics(run.seen)]
+    assert steps == list(range(20, steps[-1] + 1, 20)) and steps[-1] >= 100
 
 
 @pytest.mark.slow
@@ -122,19 +118,23 @@ def test_permission_that_is_withdrawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_directory_that_disappears_and_comes_back(tmp_path):
-  checkpoints, away = tmp_path / "run" / "checkpoints", tmp_path / "away"
+def test_a_run_that_disappears_and_comes_back(tmp_path):
+  path, away = tmp_path / "run", tmp_path / "away"
+  with disks.Run(path, *SHORT) as run:
+    spoil_and_mend(
+        run, spoil=lambda: path.rename(away), mend=lambda: away.rename(path),
+        said="No such file or directory (ENOENT)", kept=away,
+    )
+    assert run.ends() == 0
+    assert_whole(run)
 
-  def back():
-    if checkpoints.exists():
-      checkpoints.rmdir()
-    away.rename(checkpoints)
 
+@pytest.mark.slow
+def test_checkpoints_that_disappear(tmp_path):
+  """They are missed, and the next ones made."""
   with disks.Run(tmp_path / "run", *SHORT) as run:
     run.until(lambda: len(run.steps()) == 2)
-    checkpoints.rename(away)
-    run.until(run.says("warning: Saving step", "No such file or directory (ENOENT)"))
-    back()
-    run.until(run.says("Saving succeeded again, after"))
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "away")
+    run.until(run.says("warning: Step", "has disappeared from", "not by this run's doing"))
     assert run.ends() == 0
     assert_whole(run)

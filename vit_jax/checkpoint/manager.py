@@ -121,7 +121,7 @@ class Checkpoints:
     """
     self._check_owner()
     self.wait()
-    manager = self._manager()
+    manager = self._manager_to_save(step)
     if step in self._known:
       return False
     trees = {"params": tree.recorded(params), "training": tree.recorded(training)}
@@ -324,6 +324,18 @@ class Checkpoints:
       self._known = set(self._orbax.all_steps())
     return self._orbax
 
+  def _manager_to_save(self, step: int) -> ocp.CheckpointManager:
+    """`_manager`, where a step can be saved; raises WriteFailed where it cannot."""
+    local = self._orbax is not None and not is_bucket(self.directory)
+    if local and not self.directory.parent.is_dir():
+      # Orbax would make it, and the run would go on in a directory that is no run's.
+      missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      raise self._failed_to_save(step, missing)
+    try:
+      return self._manager()
+    except CheckpointError as error:
+      raise self._failed_to_save(step, error) from error
+
   def _check_owner(self) -> None:
     if self._read_only:
       raise ValueError(f"{self.directory} was opened for reading only")
@@ -358,8 +370,17 @@ class Checkpoints:
 
     What cannot be deleted is said, and tried again after the next save: this one is committed.
     """
+    before = set(self._saved)
     try:
-      for step in self.policy.superfluous(self._read_saved()):
+      saved = self._read_saved()
+      if lost := sorted(before - set(saved)):
+        print(
+            f"warning: Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and"
+            " not by this run's doing.", file=sys.stderr, flush=True,
+        )
+      self._saved = saved
+      for step in self.policy.superfluous(saved):
+        del self._saved[step]
         retention.delete(self._path(step))
     except (OSError, CheckpointError) as error:
       print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
