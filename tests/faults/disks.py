@@ -24,7 +24,7 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
 
 class Run:
-  """A training process whose stderr is read line by line, from a thread."""
+  """A training process; what it says on stdout and stderr is read line by line, from a thread."""
 
   def __init__(self, path: pathlib.Path, *more: str, prefix: tuple = (), obey_modes: bool = False):
     """Starts it.
@@ -38,10 +38,10 @@ class Run:
     self.path, self.said = path, []
     self.process = subprocess.Popen(
         (*prefix, *COMMAND, f"--workdir={path}", *more), env=environment() | _HASTY,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=_obey_modes if obey_modes else None,
     )
-    self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
+    self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stdout))
     self._reader.start()
 
   def __enter__(self):
@@ -54,7 +54,7 @@ class Run:
 
   @property
   def text(self) -> str:
-    """What it has said on stderr, on one line."""
+    """What it has said, on one line."""
     return " ".join("".join(self.said).split())
 
   def until(self, happened, *, seconds: float = 120.0) -> None:

@@ -2,30 +2,20 @@
 
 import json
 
+import disks
 import flips
 import numpy as np
 import pytest
 
-from vit_jax.cli import main
 from vit_jax.loading import load
 
-TINY = (
-    "--config.model.width=32", "--config.model.depth=2", "--config.model.mlp_dim=64",
-    "--config.model.num_heads=2", "--config.input.batch_size=16", "--config.log_every=1 steps",
-    "--config.evaluate.every=0 steps", "--config.checkpoint.keep_latest=9",
-)
+FEW = ("--config.evaluate.every=0 steps", "--config.checkpoint.keep_latest=9")
 
 
-@pytest.fixture
-def train(tmp_path, capsys):
-  """Trains the run in this process: exit code, stdout, stderr on one line."""
-  def call(*more):
-    with pytest.raises(SystemExit) as left:
-      main(["train", "--config=quickstart", *TINY, f"--workdir={tmp_path / 'run'}", *more])
-    said = capsys.readouterr()
-    return left.value.code, said.out, " ".join(said.err.split())
-
-  return call
+def train(path, *more) -> tuple[int, str]:
+  """Trains the run at `path`: the exit code, and what it said."""
+  with disks.Run(path, *FEW, *more) as run:
+    return run.ends(), run.text
 
 
 def committed(run) -> list[int]:
@@ -33,23 +23,24 @@ def committed(run) -> list[int]:
   return sorted(int(name) for name in found if name.isdigit())
 
 
-def test_strict_refuses_and_without_it_the_run_goes_on_below(tmp_path, train):
+@pytest.mark.slow
+def test_strict_refuses_and_without_it_the_run_goes_on_below(tmp_path):
   run = tmp_path / "run"
-  code, _, err = train("--config.total=6 steps", "--config.checkpoint.every=3 steps")
-  assert code == 0 and committed(run) == [3, 6], err
+  code, said = train(run, "--config.total=6 steps", "--config.checkpoint.every=3 steps")
+  assert code == 0 and committed(run) == [3, 6], said
   before = load(run).params["head"]["kernel"]
   names = sorted((run / "checkpoints" / "6" / "params" / "d").iterdir())[:2]
   for path in names:
     flips.flip(path, path.stat().st_size // 2)
   # The run was to end here and is made longer, so that there is something to go on to.
   longer = ("--config.total=8 steps", "--amend", "--config.checkpoint.every=1 steps")
-  code, _, err = train(*longer, "--strict")
-  assert code == 5 and "Step 6, the newest" in err and committed(run) == [3, 6]
-  assert all(f"params/d/{path.name}: its content has changed" in err for path in names)
+  code, said = train(run, *longer, "--strict")
+  assert code == 5 and "Step 6, the newest" in said and committed(run) == [3, 6]
+  assert all(f"params/d/{path.name}: its content has changed" in said for path in names)
 
-  code, out, err = train(*longer)
-  assert code == 0, err
-  assert "resume: Step 6 is damaged" in out and "6.corrupt" in out and "from step 3 of 8" in out
+  code, said = train(run, *longer)
+  assert code == 0, said
+  assert "resume: Step 6 is damaged" in said and "6.corrupt" in said and "from step 3 of 8" in said
   assert committed(run) == [3, 4, 5, 6, 7, 8]
   assert (run / "checkpoints" / "6.corrupt" / "manifest.json").exists()
   lines = (run / "metrics.jsonl").read_text().splitlines()
