@@ -57,7 +57,7 @@ class Run:
     """What it has said, on one line."""
     return " ".join("".join(self.said).split())
 
-  def until(self, happened, *, seconds: float = 120.0) -> None:
+  def until(self, happened, *, seconds: float = 300.0) -> None:
     """Waits until `happened()` is true, while the run goes on."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -69,7 +69,7 @@ class Run:
     """For `until`: whether a line with all of the words was said so many times."""
     return lambda: sum(all(word in line for word in words) for line in self.said[:]) >= times
 
-  def ends(self, *, seconds: float = 120.0) -> int:
+  def ends(self, *, seconds: float = 300.0) -> int:
     """Waits for the end; returns the exit code."""
     code = self.process.wait(seconds)
     self._reader.join()
