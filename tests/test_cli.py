@@ -15,7 +15,7 @@ from vit_jax.cli import main
 from vit_jax.data.prepare.run import SOURCES
 
 VERBS = ("train", "plan", "sweep", "evaluate", "predict", "convert", "publish", "prepare",
-         "configs", "status", "doctor")
+         "configs", "checkpoint", "status", "doctor")
 REPOSITORY = pathlib.Path(__file__).parent.parent
 
 

@@ -83,7 +83,8 @@ CHANGES = {
 # What shows in the files of a run, below.
 OF_A_RUN = {
     "log_every": "4 steps", "evaluate.every": "4 steps", "checkpoint.every": "4 steps",
-    "checkpoint.keep_latest": 1, "checkpoint.best_metric": "accuracy", "debug.repeat_batch": True,
+    "checkpoint.keep_latest": 1, "checkpoint.keep_every": "6 steps", "checkpoint.best_metric": "accuracy",
+    "debug.repeat_batch": True,
 }
 # Each is held by the tests that are named, because it shows where neither of the two looks.
 ELSEWHERE = {
@@ -94,6 +95,7 @@ ELSEWHERE = {
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
     "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
+    "checkpoint.retries": "faults/test_disks",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
     "watchdog": "faults/test_hangs", "checkpoint.grace": "faults/test_preempted",
 }

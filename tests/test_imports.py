@@ -19,7 +19,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("sweep",),
-    ("train", "plan_verb"),
+    ("train", "plan_verb", "checkpoint_verb"),
     ("publish",),
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
     ("measures", "forecast", "forecast_table", "sanity", "fork"),

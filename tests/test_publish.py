@@ -61,7 +61,7 @@ def out(tmp_path, monkeypatch):
   """Where to publish, relative to where the user is; there is a photo.  Commits of this repository
   meanwhile do not change the cards."""
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(provenance, "_commit", lambda: ", commit abc")
+  monkeypatch.setattr(provenance, "commit", lambda: "abc")
   Image.new("RGB", (20, 30), (90, 90, 90)).save("photo.jpg")
   return "digits"
 

@@ -125,6 +125,9 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   add("--amend", action="store_true",
       help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) differ; "
       "config_history.jsonl records it")
+  add("--strict", action="store_true",
+      help="end with an error where the newest checkpoint is damaged [set it aside, and go on from "
+      "the newest that is good]")
   _add_processes(add)
 
   add = verb("plan", _plan, "Say what a run would do, here or on TPUs and GPUs elsewhere.", """\
@@ -258,6 +261,25 @@ listed in DIR/rejected.csv.  docs/imagenet21k.md leads through ImageNet-21k.""")
   add("name", nargs="?", metavar="NAME")
   add("--keys", action="store_true", help="list the config keys")
 
+  add = verb("checkpoint", _checkpoint, "List, verify or prune the checkpoints of a run.", """\
+  vit-jax checkpoint list runs/digits                      newest first: when, size, state, metrics
+  vit-jax checkpoint verify runs/digits                    reads every byte of every checkpoint
+  vit-jax checkpoint verify gs://BUCKET/RUN --step=10000   of one
+  vit-jax checkpoint prune runs/digits --dry-run           what the run's own policy would delete
+  vit-jax checkpoint prune runs/digits --keep-latest=1 --quarantined
+verify names each damaged file and leaves with 5 if there is one.  prune keeps what the run's
+config.checkpoint.keep_latest, keep_every and best_metric ask for, and always the newest that is
+good, which it verifies first; while the run is being trained it is refused.  Quarantined are
+damaged ones, which training sets aside as STEP.corrupt.""")
+  add("action", choices=["list", "verify", "prune"], metavar="list|verify|prune")
+  add("workdir", metavar="RUN", help="the run's directory, or gs://BUCKET/PATH")
+  add("--json", action="store_true", help="list: as JSON")
+  add("--step", type=int, metavar="N", help="verify: only this one [all]")
+  add("--keep-latest", type=int, metavar="N", help="prune: as if config.checkpoint.keep_latest "
+      "were N [the run's]")
+  add("--dry-run", action="store_true", help="prune: say what would be deleted, and delete nothing")
+  add("--quarantined", action="store_true", help="prune: delete quarantined ones, too")
+
   add = verb("status", _status, "Say where a run stands.", """\
   vit-jax status --workdir=runs/digits""")
   add("--workdir", required=True, metavar="RUN")
@@ -305,7 +327,7 @@ def _train(arguments, overrides):
   _start_processes(arguments, overrides)
   from vit_jax.train import train
 
-  train(loaded, workdir=arguments.workdir, amend=arguments.amend)
+  train(loaded, workdir=arguments.workdir, amend=arguments.amend, strict=arguments.strict)
 
 
 def _plan(arguments, overrides):
@@ -420,6 +442,13 @@ def _configs(arguments, overrides):
     print(recipes.copy(arguments.name))
   else:
     print(recipes.list_recipes())
+
+
+def _checkpoint(arguments, overrides):
+  del overrides
+  from vit_jax import checkpoint_verb
+
+  return checkpoint_verb.run(arguments)
 
 
 def _status(arguments, overrides):

@@ -35,6 +35,10 @@ class CheckpointError(VitJaxError):
   exit_code = 5
 
 
+class WriteFailed(CheckpointError):
+  """Something of a run could not be written, though the same might succeed later."""
+
+
 class Preempted(VitJaxError):
   """The run was asked to stop and saved its state: the same command continues it."""
 

@@ -343,6 +343,13 @@ FIELDS = {
         None, RUNTIME, "from SIGTERM until the run leaves, saved or not; None: when it has saved",
         str, units=durations.TIME_UNITS,
     ),
+    "checkpoint.keep_every": Field(
+        "0 steps", RUNTIME, "besides, the first checkpoint of each such interval; 0: none",
+        units=_ANY_UNIT,
+    ),
+    "checkpoint.retries": Field(
+        10, RUNTIME, "attempts after a failed save, 1, 2, 4, ... seconds apart", minimum=0
+    ),
     "checkpoint.best_metric": Field(
         None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
         choices=("accuracy",),

@@ -1,8 +1,10 @@
 """When something that happens "every so often" is due."""
 
+import functools
 import time
 
 from vit_jax import durations
+from vit_jax.checkpoint.retention import Every
 
 _UNITS = durations.STEP_UNITS + durations.TIME_UNITS
 
@@ -39,3 +41,15 @@ class Pace:
       return False
     self._last = time.monotonic()
     return True
+
+
+def kept_every(config, *, examples: int) -> Every:
+  """`config.checkpoint.keep_every`, for a training split of so many examples."""
+  text = config.checkpoint.keep_every
+  seconds = durations.to_seconds(text)
+  if seconds is not None:
+    return Every(seconds=seconds)
+  in_steps = functools.partial(
+      durations.to_steps, batch_size=config.input.batch_size, examples=examples
+  )
+  return Every(steps=in_steps(text, total_steps=in_steps(config.total, total_steps=None)))

@@ -2,14 +2,13 @@
 
 import json
 import os
-from pathlib import Path
-import subprocess
 
 import vit_jax
 from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.interop.model_card import Measurement
 from vit_jax.observe.metrics import read_metrics
+from vit_jax.observe.versions import commit
 
 # Sources whose names mean the same everywhere.
 _PUBLIC = ("hf:", "timm:", "gs://")
@@ -68,7 +67,7 @@ def provenance(run: RunDirectory, step: int) -> dict[str, str | None]:
       "data": f"fingerprint `{info['fingerprint']}`, {len(info['classes'])} classes",
       "devices": environment.get("devices"),
       "trained with": ", ".join(f"{k} {v}" for k, v in meta.get("versions", {}).items() if v),
-      "written by": f"vit_jax {vit_jax.__version__}{_commit()}",
+      "written by": f"vit_jax {vit_jax.__version__}" + (f", commit {commit()}" if commit() else ""),
   }
 
 
@@ -102,20 +101,3 @@ def _public_name(ref: str | None) -> str | None:
   if not ref or ref.startswith(_PUBLIC):
     return ref
   return os.path.basename(os.path.normpath(ref))
-
-
-def _commit() -> str:
-  """", commit ..." where this package is part of a git checkout, else ""."""
-  package = Path(vit_jax.__file__).parent
-
-  def git(*arguments) -> str:
-    command = ("git", "-C", str(package), *arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-  try:
-    # An installed package may lie in an environment inside somebody else's checkout.
-    git("ls-files", "--error-unmatch", "__init__.py")
-    changed = git("status", "--porcelain", "--untracked-files=no", ".")
-    return f", commit {git('rev-parse', 'HEAD')}" + (" with changes" if changed else "")
-  except (OSError, subprocess.CalledProcessError):
-    return ""

@@ -21,6 +21,7 @@ from vit_jax import resume
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
@@ -37,10 +38,10 @@ from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.progress import Progress
 from vit_jax.observe.sessions import Session
 from vit_jax.observe.throughput import Throughput
-from vit_jax.observe.versions import versions
+from vit_jax.observe.versions import commit, versions
 from vit_jax.observe.watchdog import Watchdog
 from vit_jax.optim.skipping import init_health
-from vit_jax.pace import Pace
+from vit_jax.pace import Pace, kept_every
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel.chips import chip_count
 from vit_jax.parallel.memory import device_bytes
@@ -51,13 +52,14 @@ from vit_jax.step import TrainState
 from vit_jax.warm_start import warm_start
 
 
-def train(requested, *, workdir, amend: bool = False) -> None:
+def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> None:
   """Trains, or continues, the run in a directory.
 
   Args:
     requested: a config from `config.load`.
     workdir: the run's directory; the same command again continues it.
     amend: whether recipe keys may differ from those the run was begun with.
+    strict: whether a damaged newest checkpoint is an error, rather than the one before it used.
 
   Raises:
     ConfigError, DataError, CheckpointError: what is wrong, where, and how to fix it.
@@ -104,10 +106,11 @@ def train(requested, *, workdir, amend: bool = False) -> None:
     checkpoints = stack.enter_context(
         Checkpoints(
             run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best,
+            keep_every=kept_every(config, examples=len(dataset.splits["train"])),
             confirm_owner=run.confirm_lock,
         )
     )
-    notes, last_step = checkpoints.recover() if info else ([], None)
+    notes, last_step = checkpoints.recover(strict=strict) if info else ([], None)
     parent = fork.find_parent(config, info) if last_step is None else None
     config = fork.inherit(config, parent)
     pretrained = None
@@ -176,6 +179,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
           "class_weights": weights,
           "evaluation_split": evaluated.split,
           "best_metric": best,
+          "retention": checkpoints.policy.to_json(),
           "total_steps": plan.total_steps,
           "environment": environment,
       })
@@ -186,7 +190,9 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         )
     if parent:  # from here on it is needed no more
       last_step = parent.step
-      _save(checkpoints, last_step, state, config, examples_seen, metrics={})
+      _save(
+          checkpoints, last_step, state, config, examples_seen, dataset.fingerprint, metrics={}
+      )
 
     # The loop.
     bad = BadRecords(
@@ -212,6 +218,7 @@ def train(requested, *, workdir, amend: bool = False) -> None:
         first_step=last_step or 0,
         examples_seen=examples_seen,
         watchdog=watchdog,
+        fingerprint=dataset.fingerprint,
     )
 
 
@@ -266,7 +273,7 @@ def _training_items(state: TrainState) -> dict:
 
 def _loop(
     plan, state, *, batches, evaluator, bad, run, checkpoints, first_step: int, examples_seen: int,
-    watchdog,
+    fingerprint: str, watchdog,
 ) -> None:
   """Trains from `first_step` to the end; logs, evaluates and saves when due, in this order."""
   config, total = plan.config, plan.total_steps
@@ -289,6 +296,10 @@ def _loop(
           run.path, step=first_step, chips=chip_count(list(plan.mesh.devices.flat)),
           processes=jax.process_count(),
       )
+    saves = Saves(
+        # What comes before a step that is saved is not written again.
+        checkpoints, retries=config.checkpoint.retries, before=writer and writer.flush
+    )
     quiet = jax.process_index() > 0
     progress = stack.enter_context(
         Progress(total_steps=total, start_step=first_step, quiet=quiet)
@@ -296,7 +307,7 @@ def _loop(
     stop = stack.enter_context(
         StopSignal(grace=_seconds(config.checkpoint.grace), last_committed=checkpoints.latest)
     )
-    step, stopping = first_step, False
+    step, stopping, evaluated = first_step, False, {}
     while step < total and not stopping:
       first = step == first_step  # of this session: workers start, the step is compiled
       watchdog.enter("the input", step, patient=first)
@@ -314,6 +325,8 @@ def _loop(
       log_due, evaluation_due = log.due(step), evaluation.due(step)
       save_due = _save_due(save, step, config, asked=log_due or evaluation_due)
       save_due = save_due or stopping or (evaluation_due and config.checkpoint.best_metric)
+      saves.check()
+      save_due = saves.due(save_due, last=stopping or step == total)
       if log_due:
         trained = {f"train/{name}": v.item() for name, v in jax.device_get(values).items()}
         trained["train/learning_rate"] = float(plan.schedule(step - 1))
@@ -322,7 +335,6 @@ def _loop(
         progress.update(step, trained)
         if news := sanity.news(step, int(trained["train/skipped"])):
           progress.message(news)
-        checkpoints.check()
         run.check_lock()
       if evaluation_due:
         watchdog.enter("the evaluation", step, patient=True)
@@ -336,14 +348,13 @@ def _loop(
       save_due = sanity.may_save(bool(save_due), step, state, step_key, last=last)
       if save_due:
         watchdog.enter("the save", step, patient=True)
-        if writer:
-          writer.flush()  # what comes before the step is not written again
-        _save(checkpoints, step, state, config, examples_seen, metrics=evaluated)
+        _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()
     # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
     watchdog.enter("the last save", step, patient=True)
-    checkpoints.wait()
+    while not saves.settled():
+      _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
     if session:
       session.seen(step, last=True)
 
@@ -366,9 +377,11 @@ def _save_due(save: Pace, step: int, config, *, asked: bool) -> bool:
   return asked and bool(decided_by_first(lambda: save.due(step), "whether to save"))
 
 
-def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics) -> None:
+def _save(
+    saves, step: int, state, config, examples_seen: int, fingerprint: str, *, metrics
+) -> None:
   """Begins to save a step in the background."""
-  begun = checkpoints.save(
+  begun = saves.save(
       step,
       params=state.params,
       training=_training_items(state),
@@ -376,13 +389,15 @@ def _save(checkpoints, step: int, state, config, examples_seen: int, *, metrics)
           "config": config_lib.to_json(config),
           "examples_seen": examples_seen,
           "metrics": metrics,
+          "fingerprint": fingerprint,
           "versions": versions(),
+          "commit": commit(),
       },
   )
   if not begun:
     raise CheckpointError(
-        f"step {step} is in {checkpoints.directory} already, though this run had not reached it: "
-        "move that directory away, or choose another --workdir"
+        f"step {step} is among the run's checkpoints already, though this run had not reached it: "
+        "move that one away, or choose another --workdir"
     )
 
 

@@ -1,5 +1,7 @@
 """Checkpoints in a bucket: Orbax writes through TensorStore, everything else through gcsfs."""
 
+import json
+
 from emulator import Fault
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ import pytest
 from vit_jax.bucket.failures import BucketError
 from vit_jax.bucket.path import BucketPath, place
 from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.retention import Policy
+from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.cli import main
 from vit_jax.errors import CheckpointError, ConfigError
 
 
@@ -172,3 +177,32 @@ def test_nothing_is_committed_by_who_lost_the_run(emulator, bucket, directory):
     save(checkpoints, 10)
   checkpoints.close()
   assert checkpoints.steps() == []
+
+
+def test_listed_verified_and_pruned_by_the_command(emulator, bucket, directory, capsys):
+  RunDirectory(directory.parent).write_info({
+      "requested": {}, "classes": [], "fingerprint": "f", "total_steps": 40, "environment": {},
+      "best_metric": None, "retention": Policy(2).to_json(),
+  })
+  with Checkpoints(directory, keep_latest=9) as checkpoints:
+    for step in (10, 20, 30):
+      save(checkpoints, step)
+  emulator.put(bucket, "run/checkpoints/40/params/d/x", b"12345")
+
+  def verb(action, *options):
+    with pytest.raises(SystemExit) as left:
+      main(["checkpoint", action, f"gs://{bucket}/run", *options])
+    return left.value.code, capsys.readouterr().out
+
+  rows = json.loads(verb("list", "--json")[1])
+  assert [(row["step"], row["state"]) for row in rows] == [
+      (40, "uncommitted"), (30, "committed"), (20, "committed"), (10, "committed")
+  ]
+  assert rows[0]["bytes"] == 5 and rows[1]["bytes"] > 100
+  name = some_data(emulator, bucket, 30)
+  emulator.flip(bucket, name)
+  code, out = verb("verify")
+  assert code == 5 and f"step 30: DAMAGED: {name.partition('/30/')[2]}: its" in out
+  emulator.flip(bucket, name)
+  assert verb("prune")[0] == 0 and steps_in(emulator, bucket) == ["20", "30", "40"]
+  assert "run/.lock" not in emulator.names(bucket)

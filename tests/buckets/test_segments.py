@@ -134,7 +134,7 @@ def test_a_bucket_that_refuses_is_one_paragraph(emulator, bucket, run):
       writer.write(1, {"loss": 1.0})
   text = str(caught.value)
   assert text.startswith(f"The metrics in gs://{bucket}/run cannot be written: access is denied")
-  assert "storage.objectAdmin" in text and text.endswith("then repeat the command")
+  assert "storage.objectAdmin" in text and text.endswith("restore access there")
 
 
 def test_who_lost_the_run_leaves_the_metrics_alone(emulator, bucket, run):

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import time
 
+from etils import epath
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ import numpy as np
 import optax
 import pytest
 
+from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.retention import Every
 from vit_jax.errors import CheckpointError
 
 
@@ -200,6 +204,69 @@ def test_meta_is_as_it_was_at_the_call(tmp_path):
       if path.is_file()
   }
   assert hashed == present - {"manifest.json"}
+
+
+def test_what_a_manifest_says(tmp_path):
+  began = time.time()
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 7)
+  said = json.loads((tmp_path / "7" / "manifest.json").read_text())
+  assert set(said) == {
+      "step", "time", "trees", "files", "manifest_sha256", "config", "examples_seen", "metrics",
+      "versions",
+  }
+  assert began <= said["time"] <= time.time()
+  assert said["trees"]["params"] == {
+      "class_token": [[1, 1, 16], "float32"], "head/bias": [[8], "bfloat16"],
+      "head/kernel": [[16, 8], "float32"],
+  }
+  moments = [path for path in said["trees"]["training"] if path.endswith("mu/head/kernel")]
+  assert len(moments) == 1 and "step" in said["trees"]["training"]
+
+
+def rewrite(directory, change):
+  """Changes a manifest as if it had been written so."""
+  content = manifest.read(epath.Path(directory))
+  files = content.pop("files")
+  change(content)
+  manifest.write(epath.Path(directory), content)
+  assert manifest.read(epath.Path(directory))["files"] == files
+
+
+def test_an_older_manifest_is_read(tmp_path):
+  params, training = make_state(4)
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 4)
+  rewrite(tmp_path / "4", lambda content: [content.pop(name) for name in ("time", "trees")])
+  with Checkpoints(tmp_path, keep_every=Every(seconds=9.0)) as checkpoints:
+    assert checkpoints.recover() == ([], 4) and checkpoints.verify(4) == []
+    device = on_one_device()
+    restored = checkpoints.restore(
+        4, params=abstract(params, device), training=abstract(training, device)
+    )
+    assert_equal(restored[0], params)
+    assert save(checkpoints, 5)
+    checkpoints.wait()
+    assert checkpoints.steps() == [5]
+
+
+def test_what_was_not_written_whole_is_not_restored(tmp_path):
+  """Every file is as it was written, but they are not the arrays that were to be saved."""
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 4)
+  rewrite(tmp_path / "4", lambda content: content["trees"]["params"].update(lost=[[3], "float32"]))
+  with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.verify(4) == []
+    with pytest.raises(CheckpointError, match="holds other params than its manifest.json lists"):
+      checkpoints.restore_params(4)
+
+
+def test_the_first_of_each_interval_stays(tmp_path):
+  with Checkpoints(tmp_path, keep_every=Every(steps=10)) as checkpoints:
+    for step in (4, 8, 12, 16, 20, 24):
+      save(checkpoints, step)
+    checkpoints.wait()
+    assert checkpoints.steps() == [12, 20, 24]
 
 
 def test_a_relative_directory(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from event_points import points_of
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, WriteFailed
 from vit_jax.observe.metrics import MetricsWriter, read_metrics
 
 
@@ -84,7 +84,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("step_values", [{"loss": 1.0}, {f"a{i}": 1.0 for i in range(400)}])
-def test_a_full_disk_is_one_paragraph_and_never_waits(tmp_path, step_values):
+def test_a_full_disk_is_one_paragraph_and_never_waits(tmp_path, step_values, capsys):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   with MetricsWriter(tmp_path, resume_step=0) as writer:
     writer.write(1, step_values)
@@ -92,16 +92,39 @@ def test_a_full_disk_is_one_paragraph_and_never_waits(tmp_path, step_values):
     with pytest.raises(CheckpointError) as caught:
       with MetricsWriter(tmp_path, resume_step=1) as writer:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
-        for step in range(2, 2000):
+        for step in range(2, 700):
           writer.write(step, step_values)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert str(caught.value) == (
       f"The metrics in {tmp_path} cannot be written: File too large (EFBIG). Make room or restore"
-      " access there, then repeat the command"
+      " access there"
   )
+  said = capsys.readouterr().err
+  assert said.count("warning: The metrics") == said.count("They wait in memory") == 1
   steps = [line["step"] for line in read_metrics(tmp_path)]
   assert steps == [*range(1, len(steps) + 1)] and len(steps) > 1
+
+
+@pytest.mark.parametrize("limit", [2700, 3203, 3219])
+def test_lines_that_had_to_wait_are_there_once_and_in_order(tmp_path, limit, capsys):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with MetricsWriter(tmp_path, resume_step=0) as writer:
+    for step in range(1, 201):
+      try:
+        if 50 <= step % 100 < 90:
+          resource.setrlimit(resource.RLIMIT_FSIZE, (limit + 5500 * (step // 100), limits[1]))
+        writer.write(step, {"loss": step + 0.5})
+        if step in (80, 180):
+          with pytest.raises(WriteFailed):
+            writer.flush()
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.flush()
+    assert [line["loss"] for line in lines_of(tmp_path)] == [step + 0.5 for step in range(1, 201)]
+  assert "wait in memory" in capsys.readouterr().err
+  # Points that had no room are left out.
+  assert {1, 49, 100, 149, 200} <= {step for _, step in points_of(tmp_path)}
 
 
 def test_a_directory_that_cannot_be_made_is_one_paragraph(tmp_path):

@@ -7,12 +7,15 @@ decided here.  A step is
     STEP/manifest.json             config, position, metrics, a hash of every file: the commit
 """
 
+import contextlib
 import errno
 import json
 import math
 import os
 import re
+import sys
 import threading
+import time
 from typing import Callable
 
 from etils import epath
@@ -22,12 +25,13 @@ import orbax.checkpoint as ocp
 
 from vit_jax.bucket import failures
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import manifest, recovery, retention, tree
+from vit_jax.checkpoint import late_callbacks, manifest, recovery, retention, tree
 from vit_jax.checkpoint.paths import absolute
 from vit_jax.checkpoint.processes import PATIENCE, barrier, decided_by_first, meet
-from vit_jax.errors import CheckpointError, ConfigError, PeerLost
+from vit_jax.errors import CheckpointError, ConfigError, PeerLost, WriteFailed
 
 _ITEMS = ("params", "training")
+_OURS = ("step", "time", "trees", "files")  # in a manifest beside what `save` was given
 
 
 class Checkpoints:
@@ -35,6 +39,10 @@ class Checkpoints:
 
   Every process of a run calls every method, in the same order, from one thread; process 0
   writes manifests and deletes.
+
+  Attributes:
+    directory: of the STEP directories.
+    policy: which of them stay.
   """
 
   def __init__(
@@ -43,6 +51,7 @@ class Checkpoints:
       *,
       keep_latest: int = 1,
       best_metric: str | None = None,
+      keep_every: retention.Every = retention.Every(),
       read_only: bool = False,
       confirm_owner: Callable[[], None] | None = None,
   ):
@@ -51,21 +60,22 @@ class Checkpoints:
     Args:
       directory: of the STEP directories; made by the first save.
       keep_latest: how many of the newest steps stay; the best stays besides.
+      keep_every: interval of which the first step stays, too.
       best_metric: key of `meta["metrics"]`, of which more is better; or None.
       read_only: for whoever does not own the run.
       confirm_owner: is called by process 0 just before a step is committed; raises a ConfigError,
         which `save`, `check` and `wait` then raise, where this process may no longer write.
     """
     self.directory = absolute(directory)
-    self._keep_latest = keep_latest
-    self._best_metric = best_metric
+    self.policy = retention.Policy(keep_latest, best_metric, keep_every)
+    self._saved: dict[int, retention.Saved] = {}  # of the manifests that were read
     self._read_only = read_only
     self._confirm_owner = confirm_owner
     self._orbax = None
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
-    self._error: CheckpointError | ConfigError | PeerLost | None = None
+    self._error: WriteFailed | ConfigError | PeerLost | None = None
     self._fetched: set[int] = set()  # steps whose every byte came from a bucket and was right
 
   def __enter__(self):
@@ -88,15 +98,7 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The committed step with the best metric, the earliest of equals; None if none has it."""
-    if self._best_metric is None:
-      return None
-    metrics = {}
-    for step in self.steps():
-      try:
-        metrics[step] = manifest.read(self._path(step)).get("metrics", {})
-      except CheckpointError:
-        continue  # A damaged manifest cannot win; whoever restores the step is told.
-    return retention.best_step(metrics, metric=self._best_metric)
+    return self.policy.best(self._read_saved()) if self.policy.best_metric else None
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.
@@ -107,23 +109,26 @@ class Checkpoints:
       step: larger than any step on disk, or one that is there already.
       params: pytree of arrays, nested dicts.
       training: pytree of arrays, everything else that a run needs to go on.
-      meta: JSON-able: "config", "examples_seen", "metrics" {name: float}, "versions".
+      meta: JSON-able, see `checkpoint.manifest`: "config", "examples_seen", "metrics" {name:
+        float}, "versions", ...
 
     Returns:
       Whether a save was begun; False when the step is committed already.
 
     Raises:
-      CheckpointError: this save could not begin, or the previous one failed.
+      WriteFailed: this save could not begin, or the previous one failed; a later one may succeed.
+      CheckpointError: there is a later step, and Orbax saves none below it.
       PeerLost: not all processes came to save; who did not is named.
     """
     self._check_owner()
     self.wait()
-    manager = self._manager()
+    manager = self._manager_to_save(step)
     if step in self._known:
       return False
     # Process 0 may still be hashing; Orbax's own first barrier would wait for it forever.
     meet(f"the save of step {step}")
-    content = {"step": step, **_json_copy(meta)}
+    trees = {"params": tree.recorded(params), "training": tree.recorded(training)}
+    content = {"step": step, "time": time.time(), "trees": trees, **_json_copy(meta)}
     items = ocp.args.Composite(
         params=ocp.args.PyTreeSave(params), training=ocp.args.PyTreeSave(training)
     )
@@ -132,7 +137,9 @@ class Checkpoints:
     except PeerLost:
       raise
     except Exception as error:  # pylint: disable=broad-exception-caught
-      raise self._failed_to_save(step, error) from error
+      failure = self._failed_to_save(step, error)
+      self._discard(step)
+      raise failure from error
     if not begun:
       raise CheckpointError(
           f"Orbax refused to save step {step} in {self.directory}, which holds a later step,"
@@ -146,13 +153,18 @@ class Checkpoints:
     self._commit_thread.start()
     return True
 
+  @property
+  def saving(self) -> bool:
+    """Whether a save was begun of which neither `check` nor `wait` has told the end."""
+    return self._commit_thread is not None
+
   def check(self) -> None:
-    """Raises the CheckpointError of a save that failed in the background; never waits."""
+    """Raises the WriteFailed of a save that failed in the background; never waits."""
     if self._commit_thread is not None and not self._commit_thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
-    """Waits until the last save is committed; raises its CheckpointError if it failed."""
+    """Waits until the last save is committed; raises its WriteFailed if it failed."""
     if self._commit_thread is None:
       return
     self._commit_thread.join()
@@ -165,13 +177,14 @@ class Checkpoints:
       self._orbax.wait_until_finished()  # Orbax raises the error once in each thread.
     except Exception:  # pylint: disable=broad-exception-caught
       pass  # It is the one raised next.
+    self._discard(self._saving)
     raise error
 
   def close(self) -> None:
     """Waits for the last save and frees Orbax's threads.
 
     Raises:
-      CheckpointError: the last save failed.
+      WriteFailed: the last save failed.
     """
     try:
       self.wait()
@@ -180,7 +193,7 @@ class Checkpoints:
         self._orbax.close()
         self._orbax = None
 
-  def recover(self) -> recovery.Recovery:
+  def recover(self, *, strict: bool = False) -> recovery.Recovery:
     """Puts the directory in order before training: `(notes, newest good step or None)`.
 
     Removes left-over temporary directories and steps that were never committed; moves steps
@@ -188,7 +201,8 @@ class Checkpoints:
     sentence a change, are process 0's.
 
     Raises:
-      CheckpointError: something cannot be removed or renamed.
+      CheckpointError: something cannot be removed or renamed; or, if `strict`, the newest step is
+        damaged, which then stays where it is.
     """
     self._check_owner()
     self.wait()
@@ -196,7 +210,7 @@ class Checkpoints:
 
     def put_in_order() -> int:
       try:
-        found, step = recovery.recover(self.directory)
+        found, step = recovery.recover(self.directory, strict=strict)
       except OSError as error:
         raise CheckpointError(
             f"{self.directory} cannot be put in order: {error}. Make it writable for this user,"
@@ -207,6 +221,7 @@ class Checkpoints:
 
     newest = decided_by_first(put_in_order, "the order of the checkpoints")
     self._fetched.clear()
+    self._saved.clear()
     if self._orbax is not None:
       self._orbax.reload()
       self._known = set(self._orbax.all_steps())
@@ -294,6 +309,7 @@ class Checkpoints:
   def _manager(self) -> ocp.CheckpointManager:
     """Orbax's manager, which keeps everything: what goes is decided in `_retain`."""
     if self._orbax is None:
+      late_callbacks.silence()
       policies = ocp.checkpoint_managers
       try:
         self._orbax = ocp.CheckpointManager(
@@ -320,6 +336,18 @@ class Checkpoints:
       self._known = set(self._orbax.all_steps())
     return self._orbax
 
+  def _manager_to_save(self, step: int) -> ocp.CheckpointManager:
+    """`_manager`, where a step can be saved; raises WriteFailed where it cannot."""
+    local = self._orbax is not None and not is_bucket(self.directory)
+    if local and not self.directory.parent.is_dir():
+      # Orbax would make it, and the run would go on in a directory that is no run's.
+      missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      raise self._failed_to_save(step, missing)
+    try:
+      return self._manager()
+    except CheckpointError as error:
+      raise self._failed_to_save(step, error) from error
+
   def _check_owner(self) -> None:
     if self._read_only:
       raise ValueError(f"{self.directory} was opened for reading only")
@@ -339,23 +367,58 @@ class Checkpoints:
       self._error = self._failed_to_save(step, error)
       self._error.__cause__ = error
 
-  def _retain(self) -> None:
-    old = retention.superfluous(
-        self.steps(), keep_latest=self._keep_latest, best=self.best()
-    )
-    for step in old:
-      (self._path(step) / manifest.NAME).unlink()  # No half-deleted step looks committed.
-      self._path(step).rmtree()
+  def _read_saved(self) -> dict[int, retention.Saved]:
+    """What the manifests of the committed steps say, each read once."""
+    steps = self.steps()
+    for step in [step for step in steps if step not in self._saved]:
+      try:
+        self._saved[step] = retention.Saved.of(manifest.read(self._path(step)))
+      except CheckpointError:
+        self._saved[step] = retention.Saved()  # It cannot win; whoever restores the step is told.
+    return {step: self._saved[step] for step in steps}
 
-  def _failed_to_save(self, step: int, error: BaseException) -> CheckpointError:
+  def _retain(self) -> None:
+    """Deletes what the policy does not keep.
+
+    What cannot be deleted is said, and tried again after the next save: this one is committed.
+    """
+    before = set(self._saved)
+    try:
+      saved = self._read_saved()
+      if lost := sorted(before - set(saved)):
+        print(
+            f"warning: Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and"
+            " not by this run's doing.", file=sys.stderr, flush=True,
+        )
+      self._saved = saved
+      for step in self.policy.superfluous(saved):
+        del self._saved[step]
+        retention.delete(self._path(step))
+    except (OSError, CheckpointError) as error:
+      print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
+
+  def _discard(self, step: int) -> None:
+    """Removes what a failed save has left, which may be what fills the disk.
+
+    Of several processes none knows whether the others still write: the next start does it.
+    """
+    if jax.process_count() > 1:
+      return
+    with contextlib.suppress(OSError):
+      recovery.discard(self.directory, step)
+    with contextlib.suppress(Exception):
+      self._orbax.reload()
+      self._known = set(self._orbax.all_steps())
+
+  def _failed_to_save(self, step: int, error: BaseException) -> WriteFailed:
     try:
       earlier = [done for done in self.steps() if done != step]
     except CheckpointError:
       earlier = []
     last = f"Step {earlier[-1]} is there still" if earlier else "There is no earlier one"
-    return CheckpointError(
+    return WriteFailed(
         f"Saving step {step} to {self._path(step)} failed: {_reason(error)}. {last}. Make room"
-        " or restore access there, then repeat the command"
+        " or restore access there"
     )
 
   def _verified(self, step: int) -> dict:
@@ -380,15 +443,27 @@ class Checkpoints:
 
     decided_by_first(check, f"the check of step {step}")
     content = manifest.read(path)
-    return {name: content[name] for name in content if name not in ("step", "files")}
+    return {name: content[name] for name in content if name not in _OURS}
 
   def _stored_trees(self, step: int) -> dict:
-    """Trees of what is stored, leaves with shape and dtype, by item."""
+    """Trees of what is stored, leaves with shape and dtype, by item.
+
+    Raises:
+      CheckpointError: they cannot be read, or are not those that were handed to `save`.
+    """
     try:
-      stored = self._manager().item_metadata(step)
-      return {name: stored[name].tree for name in _ITEMS}
+      items = self._manager().item_metadata(step)
+      stored = {name: items[name].tree for name in _ITEMS}
     except Exception as error:  # pylint: disable=broad-exception-caught
       raise self._failed_to_read(step, error) from error
+    # An older manifest has none.
+    for name, leaves in manifest.read(self._path(step)).get("trees", {}).items():
+      if leaves != tree.recorded(stored[name]):
+        raise CheckpointError(
+            f"{self._path(step)} holds other {name} than its {manifest.NAME} lists: it was not"
+            " written whole. Restore an earlier step, or copy it again from where it came"
+        )
+    return stored
 
   def _read(self, step: int, items: dict):
     try:

@@ -3,11 +3,23 @@
 Orbax restores a flipped bit without a word, so `STEP/manifest.json`, written last, holds the
 size and SHA-256 of every other file of the step.  A step without it is not committed.  The text
 is canonical and holds its own hash, so damage to the manifest shows too.
+
+    step, time                    of the save: seconds since the epoch, by process 0's clock
+    examples_seen, fingerprint    the position in the data, and which data
+    config, metrics               resolved; what was measured at this step
+    versions, commit              of the packages, and of ours where it is a git checkout
+    trees                         {"params"|"training": {path: [shape, dtype]}}
+    files                         {relative path: {"bytes", "hash"}}
+    manifest_sha256               of all the above
+
+A reader takes the absence of any but `step`, `files` and the last for an older writer's.
 """
 
 from concurrent import futures
+import errno
 import hashlib
 import json
+import os
 from typing import Iterator
 
 from etils import epath
@@ -31,18 +43,28 @@ def exists(directory: epath.Path) -> bool:
 def write(directory: epath.Path, content: dict) -> None:
   """Hashes all files of `directory`, as they are read back from there, and commits it.
 
+  On a disk they are flushed and read past the system's cache, so that what is hashed is what would
+  survive this machine; the manifest, too, is read back.
+
   Args:
     directory: a finished step of Orbax.
     content: JSON-able; stored beside "files", {relative path: {"bytes": int, "hash": hex}}.
 
   Raises:
-    OSError: a file cannot be read, or the manifest not written.
+    OSError: a file cannot be read, or the manifest not written, or not read back as written.
   """
   found = _files(directory)
+  if not is_bucket(directory):
+    for path in found.values():
+      _leave_cache(path)
   # A disk is left to the training.
   with futures.ThreadPoolExecutor(_AT_ONCE if is_bucket(directory) else 1) as pool:
     files = dict(zip(found, pool.map(_measured, found.values())))
-  atomic.write_text(directory / NAME, _text({**content, "files": files}))
+  text = _text({**content, "files": files})
+  atomic.write_text(directory / NAME, text)
+  if (directory / NAME).read_bytes() != text.encode("ascii"):
+    (directory / NAME).unlink()
+    raise OSError(errno.EIO, "what was written is not what is read", str(directory / NAME))
 
 
 def read(directory: epath.Path) -> dict:
@@ -120,6 +142,17 @@ def _files(directory: epath.Path, prefix: str = "") -> dict[str, epath.Path | Li
     elif name not in (NAME, NAME + ".tmp"):
       files[name] = path
   return files
+
+
+def _leave_cache(path: epath.Path) -> None:
+  """Flushes a file to the disk, and has the system forget what it holds of it in memory."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+      os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+  finally:
+    os.close(descriptor)
 
 
 def _measured(file: epath.Path | Listed) -> dict:

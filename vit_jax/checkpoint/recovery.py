@@ -6,6 +6,7 @@ from etils import epath
 
 from vit_jax.bucket.path import is_bucket
 from vit_jax.checkpoint import manifest
+from vit_jax.errors import CheckpointError
 
 _TEMPORARY = "orbax-checkpoint-tmp"
 
@@ -29,14 +30,18 @@ def step_directories(directory: epath.Path) -> dict[int, epath.Path]:
   return dict(sorted(found.items()))
 
 
-def recover(directory: epath.Path) -> Recovery:
+def recover(directory: epath.Path, *, strict: bool = False) -> Recovery:
   """Removes what was never committed and sets damaged steps aside as STEP.corrupt.
 
   Orbax refuses to save a step below the newest that it sees, so an unusable step must not keep
   its name.  Verification starts with the newest step and ends at the first good one.
 
+  Args:
+    strict: whether to raise where the newest step is damaged, rather than set it aside.
+
   Raises:
     OSError: something cannot be removed or renamed.
+    CheckpointError: see `strict`; it names every damaged file.
   """
   notes = []
   if not directory.is_dir():
@@ -55,9 +60,28 @@ def recover(directory: epath.Path) -> Recovery:
     problems = manifest.problems(steps[step])
     if not problems:
       return Recovery(notes, step)
+    if strict:
+      raise CheckpointError(
+          f"Step {step}, the newest in {directory}, is damaged, and --strict goes on from no other:"
+          f" {'; '.join(problems)}. Copy it again from where it is intact, or leave out --strict to"
+          " go on from the newest that is good"
+      )
     aside = _set_aside(steps[step])
     notes.append(f"Step {step} is damaged ({summary(problems)}): moved to {aside}.")
   return Recovery(notes, None)
+
+
+def discard(directory: epath.Path, step: int) -> None:
+  """Removes what an interrupted save of a step has left; nothing where it is committed.
+
+  Raises:
+    OSError: something cannot be removed.
+  """
+  for path in list(directory.iterdir()):
+    if path.name.startswith(f"{step}.{_TEMPORARY}"):
+      path.rmtree()
+    elif path.name == str(step) and not manifest.exists(path):
+      path.rmtree()
 
 
 def summary(problems: list[str], *, listed: int = 3) -> str:

@@ -13,6 +13,11 @@ def by_path(tree) -> dict[str, tuple[tuple[int, ...], str]]:
   }
 
 
+def recorded(tree) -> dict[str, list]:
+  """`by_path` as JSON has it: path to [[dimension, ...], dtype name]."""
+  return {path: [list(shape), dtype] for path, (shape, dtype) in by_path(tree).items()}
+
+
 def differences(expected, found, *, prefix: str) -> list[str]:
   """One line for each leaf that `found` lacks, has too many or has in another shape or dtype.
 

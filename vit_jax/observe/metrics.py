@@ -9,14 +9,16 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from typing import Iterator
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket.path import BucketPath, is_bucket, place
 from vit_jax.bucket.segments import Segments, segments
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import ConfigError, WriteFailed
 from vit_jax.observe.events import EventFile
+from vit_jax.observe.patient_lines import PatientLines
 
 NAME = "metrics.jsonl"
 SEGMENTS = "metrics"
@@ -37,11 +39,12 @@ class MetricsWriter:
       resume_step: the step that was restored, 0 for a new run; later lines are written again.
 
     Raises:
-      CheckpointError: the disk is full or not writable; so do all methods.
+      WriteFailed: the disk is full or not writable; so do `flush` and `close`.
     """
     self._directory = place(directory)
-    self._resume_step = resume_step
     self._events: EventFile | None = None
+    self._first_event = resume_step + 1
+    self._refused = False  # by the disk, which was said
     with self._disk():
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in reversed(_records(self._directory)):
@@ -50,7 +53,7 @@ class MetricsWriter:
         print(f"metrics: in {self._directory / SEGMENTS}; TensorBoard's events are left out there")
         self._lines = Segments(self._directory / SEGMENTS)
       else:
-        self._lines = (self._directory / NAME).open("a", encoding="utf-8")
+        self._lines = PatientLines(self._directory / NAME)
 
   def __enter__(self):
     return self
@@ -60,7 +63,7 @@ class MetricsWriter:
       return  # the run is another process's now, and so is the object with the last lines
     try:
       self.close()
-    except CheckpointError:
+    except WriteFailed:
       if kind is None:  # else what ended the context is the cause, or says more
         raise
 
@@ -68,20 +71,20 @@ class MetricsWriter:
     """Writes one line, `{"step", "time" (seconds since the epoch), **values}`, and flushes it.
 
     A value that is not finite becomes null, as JSON has no NaN, and no TensorBoard point.  A bucket
-    may have the line only with a later one, or after `flush`.
+    may have the line only with a later one, or after `flush`; so may a disk that takes nothing now,
+    which is said.
     """
     now = time.time()
     numbers = {name: float(value) for name, value in values.items()}
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     line = {"step": step, "time": round(now, 3)} | {name: finite.get(name) for name in numbers}
-    with self._disk():
+    try:
       self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-      if is_bucket(self._directory):
-        return
-      self._lines.flush()
-      if self._events is None:
-        self._events = EventFile(self._directory / EVENTS, first_step=self._resume_step + 1)
-      self._events.write(step, finite, when=now)
+      self._refused = False
+    except OSError as error:
+      self._say_once(error)
+    if not is_bucket(self._directory):
+      self._write_events(step, finite, when=now)
 
   def flush(self) -> None:
     """Returns when all that was written would survive this process; to be called before a step is
@@ -98,16 +101,36 @@ class MetricsWriter:
       if self._events is not None:
         stack.callback(self._events.close)
 
+  def _write_events(self, step: int, values: dict[str, float], *, when: float) -> None:
+    """Adds points; where the disk takes none, these are left out, and a new file follows."""
+    try:
+      if self._events is None:
+        self._events = EventFile(self._directory / EVENTS, first_step=self._first_event)
+      self._events.write(step, values, when=when)
+    except OSError as error:
+      self._say_once(error)
+      self._events, self._first_event = None, step
+
+  def _say_once(self, error: OSError) -> None:
+    """Until a line is written again."""
+    if not self._refused:
+      print(
+          f"warning: The metrics in {self._directory} cannot be written:"
+          f" {error.strerror or error}. They wait in memory until a later line can.",
+          file=sys.stderr, flush=True,
+      )
+    self._refused = True
+
   @contextlib.contextmanager
   def _disk(self) -> Iterator[None]:
-    """Turns an OSError into a CheckpointError."""
+    """Turns an OSError into a WriteFailed."""
     try:
       yield
     except OSError as error:
       code = errno.errorcode.get(error.errno, "error")
-      raise CheckpointError(
+      raise WriteFailed(
           f"The metrics in {self._directory} cannot be written: {error.strerror or error} ({code})."
-          " Make room or restore access there, then repeat the command"
+          " Make room or restore access there"
       ) from error
 
 

@@ -5,6 +5,7 @@ started, `{"started", "seen" (seconds since the epoch), "first_step", "step", "c
 "processes"}`.  A session that was killed ends where it was last seen.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -46,7 +47,8 @@ class Session:
     due = last or now - own["seen"] >= _SECONDS_BETWEEN
     if due:
       own |= {"seen": now, "step": step}
-      self._write()
+      with contextlib.suppress(OSError):  # the next turn makes it good; it is worth no run
+        self._write()
 
   def _write(self) -> None:
     atomic.write_text(self._path, json.dumps(self._sessions, indent=1) + "\n")

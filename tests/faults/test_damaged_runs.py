@@ -1,0 +1,49 @@
+"""A run whose newest checkpoint is damaged goes on from the newest that is good, below it."""
+
+import json
+
+import disks
+import flips
+import numpy as np
+import pytest
+
+from vit_jax.loading import load
+
+FEW = ("--config.evaluate.every=0 steps", "--config.checkpoint.keep_latest=9")
+
+
+def train(path, *more) -> tuple[int, str]:
+  """Trains the run at `path`: the exit code, and what it said."""
+  with disks.Run(path, *FEW, *more) as run:
+    return run.ends(), run.text
+
+
+def committed(run) -> list[int]:
+  found = [path.parent.name for path in (run / "checkpoints").glob("*/manifest.json")]
+  return sorted(int(name) for name in found if name.isdigit())
+
+
+@pytest.mark.slow
+def test_strict_refuses_and_without_it_the_run_goes_on_below(tmp_path):
+  run = tmp_path / "run"
+  code, said = train(run, "--config.total=6 steps", "--config.checkpoint.every=3 steps")
+  assert code == 0 and committed(run) == [3, 6], said
+  before = load(run).params["head"]["kernel"]
+  names = sorted((run / "checkpoints" / "6" / "params" / "d").iterdir())[:2]
+  for path in names:
+    flips.flip(path, path.stat().st_size // 2)
+  # The run was to end here and is made longer, so that there is something to go on to.
+  longer = ("--config.total=8 steps", "--amend", "--config.checkpoint.every=1 steps")
+  code, said = train(run, *longer, "--strict")
+  assert code == 5 and "Step 6, the newest" in said and committed(run) == [3, 6]
+  assert all(f"params/d/{path.name}: its content has changed" in said for path in names)
+
+  code, said = train(run, *longer)
+  assert code == 0, said
+  assert "resume: Step 6 is damaged" in said and "6.corrupt" in said and "from step 3 of 8" in said
+  assert committed(run) == [3, 4, 5, 6, 7, 8]
+  assert (run / "checkpoints" / "6.corrupt" / "manifest.json").exists()
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
+  # The very step that was damaged is computed again; the schedule is that of the longer run.
+  assert np.abs(load(f"{run}@6").params["head"]["kernel"] - before).max() < 1e-2

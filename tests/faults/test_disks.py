@@ -1,0 +1,140 @@
+"""A run whose disk misbehaves says so, keeps its last good checkpoint, tries again, and goes on."""
+
+import json
+
+import disks
+import pytest
+
+from vit_jax.checkpoint import manifest
+from vit_jax.loading import load
+from vit_jax.observe.metrics import read_metrics
+
+SHORT = ("--config.total=400 steps", "--config.evaluate.every=0 steps",
+         "--config.log_every=20 steps", "--config.checkpoint.every=20 steps")
+ENDLESS = SHORT + ("--config.total=100000 steps",)
+needs_own_disks = pytest.mark.skipif(
+    not disks.has_own_disks(), reason="this system lets nobody mount a disk of their own"
+)
+
+
+def assert_whole(run, *, last: int = 400) -> None:
+  """Every step's metrics are there once, and the last checkpoint is good."""
+  lines = (run.path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == list(range(20, last + 1, 20))
+  assert load(run.path).step == last
+
+
+def spoil_and_mend(run, *, spoil, mend, said: str, kept=None) -> None:
+  """The disk fails between two checkpoints of a run, and works again after the first retry.
+
+  Args:
+    said: what the run says of it.
+    kept: where the run's directory is meanwhile.
+  """
+  run.until(lambda: len(run.steps()) == 2)
+  spoil()
+  run.until(run.says("warning: Saving step", said, "retry 2 of 10"))
+  checkpoints = (kept or run.path) / "checkpoints"
+  newest = max(int(path.parent.name) for path in checkpoints.glob("*/manifest.json"))
+  assert not manifest.problems(checkpoints / str(newest))
+  mend()
+  run.until(run.says("Saving succeeded again, after"))
+  assert kept or run.text.count(f"Step {newest} is there still") >= 2
+  assert "Traceback" not in run.text
+
+
+def test_a_full_disk_that_gets_room_again(tmp_path):
+  with disks.Run(tmp_path / "run", *SHORT) as run:
+    spoil_and_mend(
+        run, spoil=lambda: disks.fill(run), mend=lambda: disks.make_room(run),
+        said="File too large (EFBIG)",
+    )
+    assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_ends_the_run(tmp_path):
+  """And the same command goes on once there is room."""
+  more = SHORT + ("--config.checkpoint.retries=2",)
+  with disks.Run(tmp_path / "run", *more) as run:
+    run.until(lambda: run.steps())
+    disks.fill(run)
+    assert run.ends() == 5
+    assert run.text.count("Training goes on; the save is tried again in") == 2
+    assert "then repeat the command. It was tried 3 times" in run.text
+    kept = run.steps()[-1]
+    assert f"Step {kept} is there still" in run.text
+    assert not manifest.problems(run.path / "checkpoints" / str(kept))
+  with disks.Run(tmp_path / "run", *more) as run:
+    assert run.ends() == 0, run.text
+    assert "Removed" not in run.text  # nothing was left over
+    assert_whole(run)
+
+
+@pytest.mark.slow
+@needs_own_disks
+def test_a_disk_without_space(tmp_path):
+  """Metrics have no room either, and none is lost."""
+  disk = tmp_path / "disk"
+  prefix = disks.own_disk(disk, size="2500k")
+  with disks.Run(disk / "run", *ENDLESS, prefix=prefix) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    with (run.seen.parent / "hog").open("wb", buffering=0) as hog, pytest.raises(OSError):
+      while True:
+        hog.write(b"x" * 4096)
+    run.until(run.says("warning: The metrics", "wait in memory"))
+    run.until(run.says("No space left on device (ENOSPC)", "retry 2 of 10"))
+    (run.seen.parent / "hog").unlink()
+    run.until(run.says("Saving succeeded again, after"))
+    steps = [line["step"] for line in read_metrics(run.seen)]
+    assert steps == list(range(20, steps[-1] + 1, 20)) and steps[-1] >= 100
+
+
+@pytest.mark.slow
+@needs_own_disks
+def test_a_disk_that_becomes_read_only(tmp_path):
+  disk = tmp_path / "disk"
+  with disks.Run(disk / "run", *ENDLESS, prefix=disks.own_disk(disk, size="50m")) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    # As the kernel does after an error: whoever has a file open does not hinder it.
+    disks.bind_read_only(run, disk / "run" / "checkpoints")
+    run.until(run.says("warning: Saving step", "Read-only file system (EROFS)", "retry 2 of 10"))
+    disks.unbind(run, disk / "run" / "checkpoints")
+    run.until(run.says("Saving succeeded again, after"))
+    run.until(lambda: run.steps()[-1] > 200)
+
+
+@pytest.mark.slow
+def test_permission_that_is_withdrawn(tmp_path):
+  with disks.Run(tmp_path / "run", *SHORT, obey_modes=True) as run:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    spoil_and_mend(
+        run, spoil=lambda: checkpoints.chmod(0o555), mend=lambda: checkpoints.chmod(0o755),
+        said="Permission denied (EACCES)",
+    )
+    assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_run_that_disappears_and_comes_back(tmp_path):
+  path, away = tmp_path / "run", tmp_path / "away"
+  with disks.Run(path, *SHORT) as run:
+    spoil_and_mend(
+        run, spoil=lambda: path.rename(away), mend=lambda: away.rename(path),
+        said="No such file or directory (ENOENT)", kept=away,
+    )
+    assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.mark.slow
+def test_checkpoints_that_disappear(tmp_path):
+  """They are missed, and the next ones made."""
+  with disks.Run(tmp_path / "run", *SHORT) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "away")
+    run.until(run.says("warning: Step", "has disappeared from", "not by this run's doing"))
+    assert run.ends() == 0
+    assert_whole(run)
