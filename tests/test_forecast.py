@@ -124,10 +124,39 @@ def test_h14_on_a_v5p_slice_in_days_by_hand(no_libtpu):
 def test_the_published_share_is_the_default(no_libtpu):
   """For a step that nothing else bounds."""
   heavy = {"model__width": "512", "model__mlp_dim": "2048", "input__batch_size": "1024"}
-  for topology, source in (("v5e:2x2", "TPU v4"), ("h200:8", "JAX-Toolbox")):
+  for topology, share, source in (
+      ("v5e:2x2", 0.35, "measured on v4: B/16"), ("h200:8", 0.16, "measured on h100: ViT-B/16"),
+      ("h100:8", 0.16, "measured on h100: ViT-B/16"), ("a100:8", 0.3, "measured on a100"),
+  ):
     step = told(topology, **heavy)["step"]
     assert source in step["mfu"]["basis"]
-    assert step["mfu"]["value"] == pytest.approx(0.35 if topology == "v5e:2x2" else 0.16)
+    assert ("assumed of" in step["mfu"]["basis"]) == (topology in ("v5e:2x2", "h200:8"))
+    assert step["mfu"]["value"] == pytest.approx(share)
+
+
+def test_wide_models_reach_more_of_a_gpus_peak(no_libtpu):
+  step = told("h200:8", "vit_i21k:H/14", data=None)["step"]
+  assert "ViT-g/14" in step["seconds"]["basis"] and "assumed of h200" in step["seconds"]["basis"]
+  assert step["mfu"]["value"] == pytest.approx(0.29)
+
+
+def test_enlarging_small_images_is_not_free(no_libtpu):
+  """32 px to 224 px costs a CPU hundreds of times what copying 32 px does."""
+  cores = {
+      side: told("h100:8", "cifar10_scratch", model__image_size=str(side))["run"]["cores"]
+      for side in (32, 64)
+  }
+  assert "in memory" in cores[32]["basis"] and "enlarged to 64 px" in cores[64]["basis"]
+  assert cores[64]["value"] > cores[32]["value"]
+
+
+def test_unrolled_blocks_keep_half_of_scanned_ones(no_libtpu):
+  parts = {
+      scan: told("h100:8", model__scan=scan)["memory"]["parts"]["activations"]
+      for scan in ("True", "False")
+  }
+  ratio = parts["True"]["value"] / parts["False"]["value"]
+  assert ratio == pytest.approx(2, rel=0.1) and "half" in parts["False"]["basis"]
 
 
 def test_a_share_beyond_the_roofline_is_not_promised(no_libtpu):

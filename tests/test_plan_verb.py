@@ -54,6 +54,8 @@ def test_a_topology():
         ("finetune:cifar10", {}, "input.path"),
         ("quickstart", {"examples": 10}, "are for --topology"),
         ("quickstart", {"topology": "h100:8", "mfu": 1.5}, "share of the peak"),
+        ("folder", {"topology": "h100:8", "examples": -5, "classes": 2}, "--examples=-5"),
+        ("folder", {"topology": "h100:8", "examples": 5, "classes": 0}, "--classes=0"),
         ("folder", {"topology": "h100:8"}, "--examples"),
     ],
 )

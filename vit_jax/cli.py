@@ -337,6 +337,8 @@ def _plan(arguments, overrides):
     topology.prepare_environment()  # before jax starts
   from vit_jax.plan_verb import plan
 
+  if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
+    raise ConfigError(f"--json={arguments.json}: there is no such directory to write into")
   text, told = plan(
       arguments.config, overrides, topology=arguments.topology, examples=arguments.examples,
       classes=arguments.classes, mfu=arguments.mfu,

@@ -23,18 +23,21 @@ from vit_jax.plan import make_plan
 from vit_jax.program import Program, compile_step
 from vit_jax.roofline import ASSUMPTIONS, least_seconds
 
-# Share of the bfloat16 peak that training reaches, by what was published of a ViT.
+# Share of the bfloat16 peak that training reaches, by what was published of a ViT: on which chip.
 _MFU = {
-    "tpu": (0.35, "ViT on TPU v4: B/16 32 %, L/16 37 % (deit3-jax, from its run times)"),
-    "a100": (0.30, "ViT-B/16 on A100: 900 images/s (NVIDIA JAX-Toolbox)"),
-    "gpu": (0.16, "ViT-B/16 on H100: 1 459 images/s (NVIDIA JAX-Toolbox)"),
+    "tpu": (0.35, "v4", "B/16 32 %, L/16 37 % (deit3-jax, from its run times)"),
+    "a100": (0.30, "a100", "ViT-B/16, 900 images/s (NVIDIA JAX-Toolbox)"),
+    "gpu": (0.16, "h100", "ViT-B/16, 1 459 images/s (NVIDIA JAX-Toolbox)"),
+    "gpu, wide": (0.29, "h100", "ViT-g/14, 178 images/s (NVIDIA NeMo)"),
 }
+_WIDE = 1280  # of H/14; that of g/14 is 1408
 # CPU milliseconds an image, end to end (benchmarks/README.md).
 _DECODED = (1.8, "JPEGs of 108 kB decoded, cropped to 224 px and mirrored: 1.8 ms of a 2.1 GHz "
             "Xeon's CPU each (benchmarks/README.md); further augmentation is not in it")
 _IN_MEMORY = (0.0018, "images of 32 px in memory: 1.8 us of a 2.1 GHz Xeon's CPU each "
               "(benchmarks/README.md)")
 _SMALL = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist")
+_SMALL_SIDE = 32  # pixels, at which they are not enlarged
 
 
 def fact(value, unit: str, basis: str) -> dict:
@@ -125,7 +128,10 @@ def _memory(plan, topology: Topology, program: Program | None) -> dict:
   """What a device's memory holds at the step's peak, and whether that fits."""
   parts = estimate.state_bytes(plan)
   usable = topology.chip.usable_bytes
-  available = "what a program may take of a device (vit_jax/parallel/chips.py)"
+  available = "what a program may take of a device"
+  if topology.chip.platform == "gpu":
+    available += ": 75 % of its memory, jax's share (XLA_PYTHON_CLIENT_MEM_FRACTION)"
+  available += " (vit_jax/parallel/chips.py)"
   gradients = parts.pop("gradients")
   state = sum(parts.values())
   shapes = "shapes and shardings of the state"
@@ -133,9 +139,13 @@ def _memory(plan, topology: Topology, program: Program | None) -> dict:
   if program is None:
     saved = estimate.saved_bytes(plan)
     found["gradients"] = fact(gradients, "bytes", shapes)
+    kept = "all are kept, as of scanned blocks"
+    if not plan.config.model.scan:
+      saved, kept = saved // 2, "half are kept, as of unrolled blocks of a TPU's program"
+    if plan.mesh.shape["tensor"] > 1:
+      kept += "; not divided over tensor"
     found["activations"] = fact(
-        saved, "bytes", "residuals of automatic differentiation; of unrolled blocks XLA keeps "
-        "about half of them, of scanned ones all (vit_jax/estimate.py)",
+        saved, "bytes", f"residuals of automatic differentiation: {kept} (vit_jax/estimate.py)"
     )
     peak, basis = state + gradients + saved, "the sum of these"
   else:
@@ -191,7 +201,7 @@ def _step(plan, topology: Topology, program, found, memory: dict, mfu) -> dict:
   flops = training_flops(**plan.model_config) * plan.config.input.batch_size
   share, published = mfu, "--mfu"
   if mfu is None:
-    share, published = _MFU.get(chip.name, _MFU[chip.platform])
+    share, published = _published_mfu(chip, plan.model_config["width"])
   peak = peak_flops(chip.device_kind, "bfloat16")
   least = least_seconds(
       topology=topology, mesh=plan.mesh, flops=flops / topology.devices,
@@ -221,6 +231,15 @@ def _step(plan, topology: Topology, program, found, memory: dict, mfu) -> dict:
   }
 
 
+def _published_mfu(chip, width: int) -> tuple[float, str]:
+  """Share of the peak, and where it is from, for a kind of chip and a model."""
+  wide = ", wide" if chip.platform == "gpu" and width >= _WIDE else ""
+  default = _MFU[chip.platform + wide]
+  share, measured, source = default if wide else _MFU.get(chip.name, default)
+  assumed = "" if measured == chip.name else f", assumed of {chip.name}"
+  return share, f"measured on {measured}: {source}{assumed}"
+
+
 def _moved_bytes(program: Program | None, memory: dict) -> float | None:
   """Bytes that pass through a device's memory at least (`roofline.ASSUMPTIONS`)."""
   if program is None:
@@ -237,7 +256,7 @@ def _run(plan, topology: Topology, step: dict, data) -> dict:
   """Time of the whole recipe, and the CPUs that feed it."""
   seconds = plan.total_steps * step["seconds"]["value"]
   images = step["images_per_second"]["value"]
-  cost, measured = _IN_MEMORY if plan.config.input.dataset in _SMALL else _DECODED
+  cost, measured = _input_cost(plan.config)
   cores = images * cost / 1000
   steps = f"{plan.config.total} of {data.examples} images, {plan.config.input.batch_size} a step"
   basis = "steps x time of a step; evaluations, checkpoints and interruptions are not in it"
@@ -249,6 +268,18 @@ def _run(plan, topology: Topology, step: dict, data) -> dict:
       "cores": fact(math.ceil(cores), "cores", measured),
       "cores_a_host": fact(
           math.ceil(cores / topology.hosts), "cores",
-          f"cores / hosts of {topology.chip.host_chips} chips",
+          f"cores / hosts of {min(topology.chip.host_chips, topology.chips)} chips",
       ),
   }
+
+
+def _input_cost(config) -> tuple[float, str]:
+  """CPU milliseconds an image, and what they are of."""
+  side = config.model.image_size
+  if config.input.dataset not in _SMALL:
+    cost, measured = _DECODED
+    return cost, measured + ("" if side == 224 else f"; these are {side} px, taken as dear")
+  if side <= _SMALL_SIDE:
+    return _IN_MEMORY
+  cost, measured = _DECODED
+  return cost, f"small images enlarged to {side} px, not measured, taken as dear as {measured}"

@@ -45,10 +45,14 @@ def plan(
     return _here(config, changed)
   if mfu is not None and not 0 < mfu <= 1:
     raise ConfigError(f"--mfu={mfu}: give a share of the peak, as 0.4")
+  for name, count in (("examples", examples), ("classes", classes)):
+    if count is not None and count < 1:
+      raise ConfigError(f"--{name}={count}: it must be at least 1")
   target = parse(topology)
   resolved = _resolve(config, platform=target.chip.platform, needs_weights=False)
   data = data_size(config, recipe=recipe, examples=examples, classes=classes)
-  print(f"planning for {target}; to compile may take minutes ...", file=sys.stderr)
+  compiled = "; to compile may take minutes" if target.chip.platform == "tpu" else ""
+  print(f"planning for {target}{compiled} ...", file=sys.stderr)
   told = forecast(resolved, target, data, mfu=mfu) | {"changed": changed}
   return "\n".join(_changes(changed) + [format_forecast(told)]), told
 

@@ -30,10 +30,10 @@ MODEL = {
 
 
 @functools.cache
-def program(shape: str):
+def program(shape: str, micro_batch: int | None = None):
   """The plan of a step on a mesh, and the step compiled."""
   axes = dict(zip(("mesh.replica", "mesh.fsdp", "mesh.tensor"), SHAPES[shape]))
-  config = config_lib.complete(MODEL | axes, origin="a test")
+  config = config_lib.complete(MODEL | axes | {"micro_batch": micro_batch}, origin="a test")
   plan = make_plan(
       resolve(config, checkpoint=None, platform="cpu"), examples=1000, num_classes=10
   )
@@ -53,8 +53,8 @@ def bytes_of(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def sent(shape: str, kind: str) -> list:
-  plan, compiled = program(shape)
+def sent(shape: str, kind: str, **options) -> list:
+  plan, compiled = program(shape, **options)
   return [c for c in collectives(compiled.as_text(), plan.mesh) if c.kind == kind]
 
 
@@ -74,6 +74,13 @@ def test_gradients_are_reduced_once(shape):
   else:
     assert 0.99 * total <= over_all <= 1.1 * total
   assert {c.dtype for c in reduced if c.total_bytes > 64} == {"f32"}
+
+
+@pytest.mark.slow
+def test_gradients_are_reduced_once_for_each_micro_batch():
+  total = bytes_of(program("data")[0].abstract.params)
+  reduced = sum(c.total_bytes for c in sent("data", "all-reduce", micro_batch=16))
+  assert 1.98 * total <= reduced <= 2.2 * total
 
 
 @pytest.mark.parametrize("shape", shapes("fsdp", "data_fsdp", "mixed"))
