@@ -70,7 +70,7 @@ job() {
   if [[ ${option[cpus-per-task]:-} ]]; then
     command+=("--cpus-per-task=${option[cpus-per-task]}") # srun does not ask sbatch
   fi
-  line=$(quoted "${command[@]}" bash launch/supervise.sh -- "${arguments[@]}")
+  line=$(quoted "${arguments[@]}")
   # shellcheck disable=SC2016
   [[ -z ${option[array]:-} ]] || line+=' --index="$SLURM_ARRAY_TASK_ID"'
   echo '#!/usr/bin/env bash'
@@ -89,9 +89,12 @@ job() {
 cd $(quoted "${here%/*}") || exit
 source launch/arguments.sh
 source launch/checkpoints.sh
+source launch/environment.sh
+activate_environment
+arguments=($line)
 workdir=$(quoted "$workdir")
 before=\$(committed_checkpoints "\$workdir")
-$line
+$(quoted "${command[@]}" bash launch/supervise.sh --) "\${arguments[@]}"
 code=\$?
 if restartable \$code && new_checkpoint "\$before" "\$(committed_checkpoints "\$workdir")"; then
   scontrol requeue "\$SLURM_JOB_ID"

@@ -354,6 +354,7 @@ def _loop(
     # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
     watchdog.enter("the last save", step, patient=True)
     while not saves.settled():
+      watchdog.enter("the last save", step, patient=True)
       _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
     if session:
       session.seen(step, last=True)

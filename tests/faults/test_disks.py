@@ -68,7 +68,8 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path):
     assert not manifest.problems(run.path / "checkpoints" / str(kept))
   with disks.Run(tmp_path / "run", *more) as run:
     assert run.ends() == 0, run.text
-    assert "Removed" not in run.text  # nothing was left over
+    # Of the three attempts, of which Orbax may still have been writing the last.
+    assert run.text.count("Removed") <= 1
     assert_whole(run)
 
 

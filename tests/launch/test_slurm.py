@@ -1,6 +1,8 @@
 """launch/slurm.sh: the job that it submits, and what that job does on a cluster of fakes."""
 
-from fake_commands import check_golden, FakeCommands, HOSTILE
+import shutil
+
+from fake_commands import check_golden, FakeCommands, HOSTILE, REPOSITORY
 import pytest
 
 TRAIN = ["--", "train", "--config=vit_i1k:B/16", "--workdir=/runs/vit"]
@@ -66,6 +68,45 @@ def test_a_turn_that_brought_a_checkpoint_queues_again(code, checkpoint, again, 
   assert cluster.run("bash", cluster.home / "job").returncode == code
   calls = cluster.take_calls()
   assert (["scontrol", "requeue", "17"] in calls) == again
+
+
+@pytest.mark.parametrize(
+    "saved, again", [("03_rate=0.1", True), ("04_rate=0.2", False), ("103_rate=0.3", False)]
+)
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_task_of_an_array_goes_by_its_own_run(where, saved, again, cluster, tmp_path):
+  """Else it is queued again for as long as others advance."""
+  sweep = "gs://b/sweep" if where == "bucket" else tmp_path / "sweep"
+  cluster.launch("slurm.sh", "--gpus-per-node=1", "--array=0-7", "--", "sweep",
+                 f"--workdir={sweep}")
+  manifest = f"{saved}/checkpoints/5/manifest.json"
+  # What gcloud does: a bucket's patterns are expanded here by bash, in a directory.
+  cluster.add("gcloud", f"""cd {tmp_path} && shopt -s failglob && printf '%s\\n' ${{3#gs://b/}} ||
+    {{ echo 'ERROR: One or more URLs matched no objects.' >&2; exit 1; }}""")
+  file = tmp_path / "sweep" / manifest
+  cluster.add("srun", f"mkdir -p {file.parent}; touch {file}; exit 75")
+  cluster.take_calls()
+  assert cluster.run("bash", cluster.home / "job").returncode == 75
+  calls = cluster.take_calls()
+  assert (["scontrol", "requeue", "17"] in calls) == again
+  listed = {call[-1] for call in calls if call[0] == "gcloud"}
+  assert listed == ({f"{sweep}/03_*/checkpoints/*/manifest.json"} if where == "bucket" else set())
+
+
+def test_the_job_lists_a_bucket_with_the_python_of_its_environment(cluster, tmp_path):
+  """Of a checkout with a .venv, where none is active; gcloud is missing."""
+  checkout = tmp_path / "a checkout"
+  shutil.copytree(REPOSITORY / "launch", checkout / "launch")
+  (checkout / ".venv" / "bin").mkdir(parents=True)
+  (checkout / ".venv" / "bin" / "activate").write_text('python() { echo "$@" >>"$HOME/python"; }')
+  job = cluster.run("bash", checkout / "launch" / "slurm.sh", "--dry-run", "--gpus-per-node=1",
+                    "--", "train", "--workdir=gs://b/run").stdout
+  cluster.add("srun")
+  del cluster.variables["VIRTUAL_ENV"]
+  hidden = 'command() { [[ $2 != gcloud ]]; }\n'
+  done = cluster.run("bash", "-c", hidden + job)
+  assert done.returncode == 0, done.stderr
+  assert "gs://b/run" in (cluster.home / "python").read_text()
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,16 @@ def test_the_runs_of_a_sweep_count(supervised):
   assert (done.returncode, done.runs) == (0, 5)
 
 
+@pytest.mark.parametrize("index", [["--index=1"], ["--index", "1"], ["--index=01"]], ids=" ".join)
+@pytest.mark.parametrize("run, runs", [("01_own", 5), ("00_other", 4), ("11_other", 4)])
+def test_one_run_of_a_sweep_goes_by_its_own_checkpoints(index, run, runs, supervised):
+  sweep = supervised.run
+  supervised.fake.variables["RUN"] = str(sweep / run)
+  supervised.plan.write_text("75 1\n75 2\n75 3\n75 4\n0\n")
+  supervised.fake.launch("supervise.sh", *QUICK, "--", "sweep", f"--workdir={sweep}", *index)
+  assert len(supervised.fake.take_calls()) == runs
+
+
 def test_waits_twice_as_long_each_time_up_to_the_longest(supervised):
   plan = ["75"] * 3 + ["75 10", "75", "0"]
   done = supervised(plan, ["--first-delay=0.02", "--longest-delay=0.05"])
@@ -134,24 +144,34 @@ def test_the_bucket_is_asked_for_manifests(supervised):
   supervised.fake.add("gcloud", f"echo {LISTING}")
   supervised.plan.write_text("0\n")
   supervised.fake.launch("supervise.sh", "--", "train", "--workdir", "gs://b/run/")
-  assert supervised.fake.take_calls()[0] == [
-      "gcloud", "storage", "ls", "gs://b/run/checkpoints/*/manifest.json"
+  assert supervised.fake.take_calls()[:2] == [
+      ["gcloud", "storage", "ls", f"gs://b/run/{runs}checkpoints/*/manifest.json"]
+      for runs in ("", "*/")
   ]
+
+
+def test_the_runs_of_a_sweep_in_a_bucket_count(supervised):
+  """gcloud takes a pattern without a match for an error."""
+  supervised.fake.add("gcloud", """
+    [[ $3 == 'gs://b/run/*/checkpoints/'* ]] || { echo 'matched no objects' >&2; exit 1; }
+    echo x >>$HOME/n; echo gs://b/run/00_a/checkpoints/$(wc -l <$HOME/n)/manifest.json""")
+  assert supervised(["75"] * 5 + ["0"], workdir="gs://b/run").runs == 6
 
 
 def test_without_gcloud_the_reader_of_training_is_used(tmp_path):
   """What a container has: Python with epath."""
-  step = tmp_path / "checkpoints" / "12"
-  step.mkdir(parents=True)
-  (step / "manifest.json").touch()
+  steps = [tmp_path / "00_a" / "checkpoints" / "7", tmp_path / "checkpoints" / "12"]
+  for step in steps:
+    step.mkdir(parents=True)
+    (step / "manifest.json").touch()
   fake = FakeCommands(tmp_path / "fake")
-  fake.add("python", f'[[ $3 == gs://b/run ]] && exec {sys.executable} -c "$2" "{tmp_path}"')
+  fake.add("python", f'[[ $3 == gs://b/run ]] && exec {sys.executable} -c "$2" "{tmp_path}" "${{@:4}}"')
   script = """
     source "$0"
     command() { return 1; }  # there is no gcloud
     committed_checkpoints gs://b/run"""
   listed = fake.run("bash", "-c", script, REPOSITORY / "launch" / "checkpoints.sh")
-  assert listed.stdout == f"{step}/manifest.json\n", listed.stderr
+  assert listed.stdout == "".join(f"{step}/manifest.json\n" for step in steps), listed.stderr
 
 
 def begin(supervised, plan, options=QUICK) -> subprocess.Popen:

@@ -44,6 +44,7 @@ def test_a_run_in_progress(tmp_path):
       "evaluations": {"test": {"step": 30, "accuracy": 0.75}},
       "eta_seconds": 140.0,
       "checkpoints": [10, 20],
+      "last_verified_checkpoint": 20,
       "quarantined": ["25.corrupt"],
       "best": {"step": 10, "metric": "eval/test/accuracy", "value": 0.8},
       "restarts": 0, "held_seconds": 0, "chip_hours": 0, "steps_lost": 0, "goodput": None,
@@ -53,7 +54,8 @@ def test_a_run_in_progress(tmp_path):
   text = format_status(status | {"updated_seconds_ago": 7.0, "checkpoint_seconds_ago": 61.0})
   assert f"{tmp_path}: in progress or stopped, step 30 of 100 (30.0%)" in text
   assert "last metrics  0:07 ago" in text and "left          2:20 while it runs" in text
-  assert "checkpoints   10, 20, the newest 1:01 ago\n" in text
+  assert "checkpoints   10, 20\n" in text
+  assert "last verified checkpoint 20, 1:01 ago: read back and hashed when it was written" in text
   assert "damaged       25.corrupt" in text
   assert "best          step 10, eval/test/accuracy 0.8" in text
   assert "train/gradient_norm  not finite" in text
@@ -72,10 +74,38 @@ def test_what_a_run_has_cost_and_will(tmp_path):
   assert status["restarts"] == 1 and status["steps_lost"] == 10
   assert status["held_seconds"] == 200 and status["chip_hours"] == pytest.approx(1600 / 3600)
   assert status["goodput"] == pytest.approx(30 * 2 / 200)
-  assert status["chip_hours_to_go"] == pytest.approx(70 * 2 * 8 / 3600 / 0.3)
+  assert status["chip_hours_to_go"] == pytest.approx(70 * 2 * 8 / 3600)
   text = format_status(status)
-  assert "chip-hours    0.444 used, about 1.04 to go; goodput 30%" in text
+  assert "chip-hours    0.444 used, about 0.311 to go; goodput 30%" in text
   assert "restarts      1, after which 10 steps were done again" in text
+
+
+def write_session(path, **values):
+  (path / "sessions.json").write_text(json.dumps([{"processes": 1} | values, {"damaged": 1}]))
+
+
+def test_start_up_is_not_to_come_again(tmp_path):
+  """300 s of start-up, then 60 steps of 1 s."""
+  lines = [{"step": step, "time": 1300.0 + step, "train/loss": 1.0} for step in range(10, 61, 10)]
+  write_run(tmp_path, steps={}, lines=lines, info={"total_steps": 1060})
+  write_session(tmp_path, started=1000.0, seen=1360.0, first_step=0, step=60, chips=36)
+  status = read_status(tmp_path)
+  assert status["goodput"] == pytest.approx(60 / 360)
+  assert status["chip_hours_to_go"] == pytest.approx(1000 * 36 / 3600)
+
+
+@pytest.mark.parametrize("since, pace", [(1070.0, 2.0), (1060.0, 2.0), (1040.0, 8.0)])
+def test_what_is_left_goes_by_the_newest_session_once_it_has_a_pace(since, pace, tmp_path):
+  lines = [
+      {"step": step, "time": when, "train/loss": 1.0}
+      for step, when in [(5, 1000.0), (10, 1010.0), (15, 1020.0), (20, 1030.0), (25, 1040.0),
+                         (26, 1048.0)]
+  ]
+  write_run(tmp_path, steps={}, lines=lines, info=INFO)
+  write_session(tmp_path, started=since, seen=since + 9, first_step=20, step=26, chips=2)
+  status = read_status(tmp_path)
+  assert status["eta_seconds"] == pytest.approx((100 - 26) * pace)
+  assert status["chip_hours_to_go"] == pytest.approx((100 - 26) * pace * 2 / 3600)
 
 
 def test_a_damaged_record_of_sessions_is_as_none(tmp_path):
@@ -96,6 +126,7 @@ def test_the_best_leaves_out_what_is_not_finite(tmp_path):
 def test_an_empty_directory_and_none(tmp_path):
   status = read_status(tmp_path)
   assert status["state"] == "not started" and status["checkpoints"] == []
+  assert status["last_verified_checkpoint"] is None
   assert f"{tmp_path}: not started, step 0\n  checkpoints   none" == format_status(status)
   with pytest.raises(ConfigError, match="There is no directory"):
     read_status(tmp_path / "absent")

@@ -76,6 +76,7 @@ class Checkpoints:
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
     self._error: WriteFailed | ConfigError | PeerLost | None = None
+    self._left_over: set[int] = set()  # steps whose save failed, after which writes may go on
     self._fetched: set[int] = set()  # steps whose every byte came from a bucket and was right
 
   def __enter__(self):
@@ -127,6 +128,8 @@ class Checkpoints:
       return False
     # Process 0 may still be hashing; Orbax's own first barrier would wait for it forever.
     meet(f"the save of step {step}")
+    self._sweep()
+    self._left_over.clear()
     trees = {"params": tree.recorded(params), "training": tree.recorded(training)}
     content = {"step": step, "time": time.time(), "trees": trees, **_json_copy(meta)}
     items = ocp.args.Composite(
@@ -189,6 +192,7 @@ class Checkpoints:
     try:
       self.wait()
     finally:
+      self._sweep()
       if self._orbax is not None:
         self._orbax.close()
         self._orbax = None
@@ -404,11 +408,17 @@ class Checkpoints:
     """
     if jax.process_count() > 1:
       return
-    with contextlib.suppress(OSError):
-      recovery.discard(self.directory, step)
+    self._left_over.add(step)
+    self._sweep()
     with contextlib.suppress(Exception):
       self._orbax.reload()
       self._known = set(self._orbax.all_steps())
+
+  def _sweep(self) -> None:
+    """Removes what failed saves have left, as far as nothing is still being written there."""
+    for step in self._left_over:
+      with contextlib.suppress(OSError):
+        recovery.discard(self.directory, step)
 
   def _failed_to_save(self, step: int, error: BaseException) -> WriteFailed:
     try:

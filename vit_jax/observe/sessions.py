@@ -2,21 +2,25 @@
 
 `sessions.json` lies in the run's directory: a list, a session for each time that training was
 started, `{"started", "seen" (seconds since the epoch), "first_step", "step", "chips",
-"processes"}`.  A session that was killed ends where it was last seen.
+"processes"}`, and "seconds_per_step", the median of its recent intervals, once it is known.  A
+session that was killed ends where it was last seen.
 """
 
 import contextlib
 import json
+import math
 import os
 import time
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket.failures import BucketError
 from vit_jax.bucket.path import place
+from vit_jax.observe.eta import Eta
 
 NAME = "sessions.json"
 # Not more often: on a bucket an object can be replaced about once a second.
 _SECONDS_BETWEEN = 10.0
+_NUMBERS = ("started", "seen", "first_step", "step", "chips")
 
 
 class Session:
@@ -39,14 +43,19 @@ class Session:
         "started": now, "seen": now, "first_step": step, "step": step, "chips": chips,
         "processes": processes,
     }]
+    self._eta = Eta(0)
     self._write()
 
   def seen(self, step: int, *, last: bool = False) -> None:
     """Notes that training got to `step`; writes it now and then, and when it is the last."""
     now, own = time.time(), self._sessions[-1]
     due = last or now - own["seen"] >= _SECONDS_BETWEEN
+    if not last:  # the last saves lie between
+      self._eta.seen(step, now)  # not what lies before the first time: start-up, compilation
     if due:
       own |= {"seen": now, "step": step}
+      if rate := self._eta.seconds_per_step():
+        own["seconds_per_step"] = rate
       with contextlib.suppress(OSError):  # the next turn makes it good; it is worth no run
         self._write()
 
@@ -55,7 +64,7 @@ class Session:
 
 
 def read_sessions(directory: str | os.PathLike) -> list[dict]:
-  """The sessions of a run, oldest first; none where the file is missing or damaged.
+  """The sessions of a run, oldest first, without damaged entries; none where the file is missing.
 
   Raises:
     BucketError: a bucket does not answer.
@@ -66,30 +75,40 @@ def read_sessions(directory: str | os.PathLike) -> list[dict]:
     raise  # else the next session would replace all
   except (OSError, ValueError):
     return []
-  return found if isinstance(found, list) else []
+  return _whole(found) if isinstance(found, list) else []
+
+
+def _whole(entries: list) -> list[dict]:
+  """Those of the entries that can be reckoned with."""
+  return [
+      entry for entry in entries
+      if isinstance(entry, dict) and all(_is_number(entry.get(name)) for name in _NUMBERS)
+  ]
+
+
+def _is_number(value: object) -> bool:
+  return type(value) in (int, float) and math.isfinite(value)
 
 
 def summary(sessions: list[dict], *, seconds_per_step: float | None, step: int) -> dict:
-  """What the sessions come to.
+  """What the sessions come to; damaged entries are left out.
 
   Args:
-    seconds_per_step: the median of recent intervals; None where it is not known.
+    seconds_per_step: the median of recent intervals, for sessions that did not note their own and
+      had as many chips as the newest; None where it is not known.
     step: that the run has reached.
 
   Returns:
     "restarts"; "held_seconds", in which chips were held; "chip_hours"; "steps_lost", which were
     done and had to be done again; "goodput", the share of the held time that the steps which count
-    would have taken without start-up, compilation, evaluation, saving and repetition, None where it
-    is not known.
+    took, each as long as in its own session, without start-up, compilation, evaluation, saving and
+    repetition, None where it is not known.
   """
-  held = [session["seen"] - session["started"] for session in sessions]
+  sessions = _whole(sessions)
+  held = [max(0, session["seen"] - session["started"]) for session in sessions]
   lost = sum(
       max(0, before["step"] - after["first_step"]) for before, after in zip(sessions, sessions[1:])
   )
-  goodput = None
-  if seconds_per_step and sum(held) > 0:
-    done = step - sessions[0]["first_step"]
-    goodput = min(1.0, done * seconds_per_step / sum(held))
   return {
       "restarts": max(0, len(sessions) - 1),
       "held_seconds": sum(held),
@@ -97,5 +116,30 @@ def summary(sessions: list[dict], *, seconds_per_step: float | None, step: int) 
           seconds * session["chips"] for seconds, session in zip(held, sessions)
       ) / 3600,
       "steps_lost": lost,
-      "goodput": goodput,
+      "goodput": _goodput(sessions, held, seconds_per_step, step),
   }
+
+
+def _goodput(
+    sessions: list[dict], held: list[float], newest: float | None, reached: int
+) -> float | None:
+  """`summary`'s; `newest` are its seconds per step."""
+  noted = [session.get("seconds_per_step") for session in sessions]
+  if not sum(held) or not (newest or any(map(_is_number, noted))):
+    return None
+  good, kept = 0.0, max(reached, sessions[-1]["step"])
+  for number in reversed(range(len(sessions))):
+    session = sessions[number]
+    first, step = session["first_step"], session["step"]
+    if number == len(sessions) - 1:
+      step = kept  # the metrics may know more than what was noted now and then
+    if step > first:
+      # At most this, which start-up is part of; with other chips nothing better may be known.
+      rate = held[number] / (step - first)
+      if _is_number(noted[number]):
+        rate = min(rate, noted[number])
+      elif newest and session["chips"] == sessions[-1]["chips"]:
+        rate = min(rate, newest)
+      good += rate * max(0, min(step, kept) - first)
+    kept = min(kept, first)  # what came after it was done again
+  return good / sum(held)

@@ -25,9 +25,11 @@ def read_status(workdir: str | os.PathLike) -> dict:
     "step", the newest in the metrics or committed; "total_steps" or None; "metrics", the latest
     value of each; "evaluations", by split the newest {"step", metric: value}; "updated_seconds_ago"
     or None; "eta_seconds" or None, were it running; "checkpoints", committed steps;
-    "checkpoint_seconds_ago", of the newest, or None; "quarantined", names of damaged ones set
-    aside; "best", None or {"step", "metric", "value"}; what `sessions.summary` returns; and
-    "chip_hours_to_go", None where it is not known.
+    "last_verified_checkpoint", the newest of them, or None: a step is committed after all its files
+    were read back and hashed; "checkpoint_seconds_ago", since then, or None; "quarantined", names
+    of damaged ones set aside; "best", None or {"step", "metric", "value"}; what `sessions.summary`
+    returns; and "chip_hours_to_go", of "eta_seconds" on the chips of the newest session: neither
+    start-up, nor evaluation, nor what may fail is in it; None where it is not known.
 
   Raises:
     ConfigError: there is no such directory, or run.json is damaged; a bucket cannot be read.
@@ -47,13 +49,13 @@ def read_status(workdir: str | os.PathLike) -> dict:
     state = "complete"
   else:
     state = "in progress or stopped" if lines or committed or info else "not started"
-  eta = _eta(lines, total or 0)
-  left = None if total is None or state == "complete" else eta.seconds()
   sessions = read_sessions(path)
+  eta = _eta(lines, total or 0, since=sessions[-1]["started"] if sessions else 0.0)
+  left = None if total is None or state == "complete" else eta.seconds()
   held = summary(sessions, seconds_per_step=eta.seconds_per_step(), step=step)
   to_go = 0.0 if state == "complete" else None
   if left is not None and sessions:
-    to_go = left * sessions[-1]["chips"] / 3600 / (held["goodput"] or 1.0)
+    to_go = left * sessions[-1]["chips"] / 3600
   return {
       "workdir": str(path),
       "state": state,
@@ -64,6 +66,7 @@ def read_status(workdir: str | os.PathLike) -> dict:
       "updated_seconds_ago": None if updated is None else max(0.0, time.time() - updated),
       "eta_seconds": left,
       "checkpoints": committed,
+      "last_verified_checkpoint": committed[-1] if committed else None,
       "checkpoint_seconds_ago": _age(path / "checkpoints", committed),
       "quarantined": quarantined,
       "best": _best(path / "checkpoints", committed, info),
@@ -83,11 +86,14 @@ def format_status(status: dict) -> str:
     lines.append(f"  last metrics  {clock(status['updated_seconds_ago'])} ago")
   if status["eta_seconds"] is not None:
     lines.append(f"  left          {clock(status['eta_seconds'])} while it runs")
-  age = status["checkpoint_seconds_ago"]
-  lines.append(
-      f"  checkpoints   {', '.join(map(str, status['checkpoints'])) or 'none'}"
-      + (f", the newest {clock(age)} ago" if age is not None else "")
-  )
+  lines.append(f"  checkpoints   {', '.join(map(str, status['checkpoints'])) or 'none'}")
+  if (verified := status["last_verified_checkpoint"]) is not None:
+    age = status["checkpoint_seconds_ago"]
+    lines.append(
+        f"  last verified checkpoint {verified}"
+        + (f", {clock(age)} ago" if age is not None else "")
+        + ": read back and hashed when it was written"
+    )
   if status["quarantined"]:
     lines.append(f"  damaged       {', '.join(status['quarantined'])}")
   if best := status["best"]:
@@ -134,12 +140,15 @@ def _checkpoints(directory: pathlib.Path | BucketPath) -> tuple[list[int], list[
   return sorted(committed), sorted(name for name in names if ".corrupt" in name)
 
 
-def _eta(lines: list[dict], total: int) -> Eta:
-  eta = Eta(total)
+def _eta(lines: list[dict], total: int, *, since: float) -> Eta:
+  """By the lines since then, for it may have had other chips before; by all where those are few."""
+  everything, recent = Eta(total), Eta(total)
   for line in lines:
     if "train/loss" in line:
-      eta.seen(line["step"], line["time"])
-  return eta
+      everything.seen(line["step"], line["time"])
+      if line["time"] >= since:
+        recent.seen(line["step"], line["time"])
+  return everything if recent.seconds_per_step() is None else recent
 
 
 def _evaluations(lines: list[dict]) -> dict[str, dict]:
