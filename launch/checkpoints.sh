@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Sourced by the launchers: whether a run, or a run of a sweep, has committed a new checkpoint.
 #
-# committed_checkpoints WORKDIR   the manifests there, one a line; none where none can be read.  Of a
-#                                 sweep's runs all, or one where `arguments` (arguments.sh) have
-#                                 --index=N: that others advance is no progress of its own.
+# committed_checkpoints WORKDIR   the manifests there, one a line; none where none can be read.
+#                                 Of a sweep's runs all, or one where `arguments` (arguments.sh)
+#                                 have --index=N: that others advance is no progress of its own.
 # new_checkpoint BEFORE AFTER     whether AFTER lists one that BEFORE does not.  Steps go away
 #                                 (retention) and fall behind (quarantine): the newest alone
 #                                 says nothing.

@@ -165,7 +165,8 @@ def test_without_gcloud_the_reader_of_training_is_used(tmp_path):
     step.mkdir(parents=True)
     (step / "manifest.json").touch()
   fake = FakeCommands(tmp_path / "fake")
-  fake.add("python", f'[[ $3 == gs://b/run ]] && exec {sys.executable} -c "$2" "{tmp_path}" "${{@:4}}"')
+  fake.add("python", f"""
+    [[ $3 == gs://b/run ]] && exec {sys.executable} -c "$2" "{tmp_path}" "${{@:4}}" """)
   script = """
     source "$0"
     command() { return 1; }  # there is no gcloud
