@@ -63,6 +63,7 @@ def test_another_size_and_fewer_classes(source, tmp_path, capsys):
   assert checkpoint.labels == ("z", "v") and checkpoint.model_config["image_size"] == 48
 
 
+@pytest.mark.slow
 def test_several_steps_of_a_run(tmp_path, capsys):
   tiny = {
       "total": "2 steps", "input.batch_size": "16", "model.width": "32", "model.depth": "1",

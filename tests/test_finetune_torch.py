@@ -29,6 +29,7 @@ def write_shapes(directory):
   return directory
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_hundred_steps_equal_pytorch(tmp_path):
   torch = pytest.importorskip("torch")

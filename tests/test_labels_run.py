@@ -28,6 +28,7 @@ def several(tmp_path_factory):
   return root
 
 
+@pytest.mark.slow
 def test_several_labels_are_learned_by_sigmoids(several, tmp_path, capsys):
   command = (
       "train", "--config=folder:scratch", f"--config.input.path={several}",

@@ -74,7 +74,9 @@ def trained(mesh_name, parts, *, dropout=0.0, freeze=None):
   return losses, jax.device_get(values), before, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize("mesh, parts", [("one device", 4), ("eight devices", 2)])
+@pytest.mark.parametrize("mesh, parts", [
+    pytest.param("one device", 4, marks=pytest.mark.slow), ("eight devices", 2),
+])
 def test_parts_are_the_large_batch(mesh, parts):
   losses, values, _, params = trained("one device", 1)
   found, found_values, _, found_params = trained(mesh, parts)

@@ -123,6 +123,7 @@ def test_a_fine_tune_killed_before_its_first_checkpoint(tmp_path, uninterrupted)
   assert losses(killed) == losses(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_share_a_run(tmp_path):
   run = tmp_path / "run"
   first = start(run)

@@ -62,7 +62,9 @@ def their_loss(judge, model):
   return torch.mean((answer.pooler_output - torch.from_numpy(TARGET)) ** 2)
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", [
+    name if name.startswith("ViT") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+])
 def test_one_sgd_step_is_ours(architecture, tmp_path):
   model = SMALLER | {"gelu": "erf"} | MODELS[architecture]
   exported = tmp_path / "exported"

@@ -149,8 +149,8 @@ def test_one_device_learns(alone):
 
 
 @pytest.mark.parametrize("shape", [
-    "fsdp", "mixed",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "tensor", "data_fsdp")),
+    "mixed",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "mixed"),
 ])
 def test_every_mesh_trains_like_one_device(shape, alone):
   run = train(create_mesh(**dict(zip(AXES, SHAPES[shape]))))
