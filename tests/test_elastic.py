@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import train as train_lib
+from vit_jax import train_input
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import ConfigError
 from vit_jax.loading import load
@@ -62,13 +62,13 @@ def parent(tmp_path_factory):
 @pytest.fixture
 def starts(monkeypatch):
   """The places in the data at which streams of training batches begin."""
-  found, batches = [], train_lib.train_batches
+  found, batches = [], train_input.train_batches
 
   def listed(*arguments, start, **more):
     found.append(start)
     return batches(*arguments, start=start, **more)
 
-  monkeypatch.setattr(train_lib, "train_batches", listed)
+  monkeypatch.setattr(train_input, "train_batches", listed)
   return found
 
 

@@ -19,7 +19,8 @@ from vit_jax.data.preprocess import Preprocessing
 from vit_jax.evaluate import evaluation_source, evaluation_split
 from vit_jax.plan import make_plan
 from vit_jax.resolve import preprocessing, resolve
-from vit_jax.train import _train_transform, train
+from vit_jax.train import train
+from vit_jax.train_input import train_transform
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +165,7 @@ def observed(values: dict, folder) -> dict:
       "steps": digest(plan.total_steps, [float(plan.schedule(i)) for i in range(plan.total_steps)]),
       "data": digest(dataset.fingerprint, len(source)),
       "batches": digest(stream(train_batches(
-          source, seed=config.seed, start=0, transform=_train_transform(config),
+          source, seed=config.seed, start=0, transform=train_transform(config),
           repeats=config.input.repeated_augmentation, **arguments,
       ), 4)),
       "evaluation": digest(stream(eval_batches(

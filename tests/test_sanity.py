@@ -9,7 +9,7 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax import plan
-from vit_jax import train as train_lib
+from vit_jax import run_state
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import NonFiniteError
 from vit_jax.objectives.supervised import Supervised
@@ -134,14 +134,14 @@ def test_a_spike_is_skipped(tmp_path, poison, monkeypatch):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_before_there_was_skipping(tmp_path, monkeypatch):
-  items = train_lib._training_items
+  items = run_state._training_items
 
   def of_an_earlier_version(state):
     kept = items(state)
     return {name: kept[name] for name in kept if name != "health"}
 
   with monkeypatch.context() as patch:
-    patch.setattr(train_lib, "_training_items", of_an_earlier_version)
+    patch.setattr(run_state, "_training_items", of_an_earlier_version)
     begin(tmp_path / "run")
   begin(tmp_path / "reference", total="12 steps", schedule__name="constant")
   train(config_lib.load("quickstart", TINY | {"total": "12 steps"}), workdir=tmp_path / "run",

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import plan, train
+from vit_jax import plan, train_input
 from vit_jax.data.augment import CROP_FILTERS, CROPS, TrainTransform
 from vit_jax.data.erasing import MODES
 from vit_jax.errors import ConfigError
 from vit_jax.resolve import resolve
-from vit_jax.train import _train_transform
+from vit_jax.train_input import train_transform
 
 HOST = {
     "crop": "simple", "crop_min_area": "0.05", "crop_padding": "4", "crop_short_side": "256",
@@ -37,9 +37,9 @@ def test_every_attribute_of_the_transform_has_its_key():
 
 @pytest.mark.parametrize("name", HOST)
 def test_a_key_of_the_host_reaches_the_transform(name):
-  before = _train_transform(configured({}))
+  before = train_transform(configured({}))
   config = configured({f"input.{name}": HOST[name]})
-  after = _train_transform(config)
+  after = train_transform(config)
   changed = {
       f.name for f in dataclasses.fields(after)
       if getattr(after, f.name) != getattr(before, f.name)
@@ -49,7 +49,7 @@ def test_a_key_of_the_host_reaches_the_transform(name):
 
 
 def test_the_image_size_reaches_the_transform():
-  assert _train_transform(configured({"model.image_size": "192"})).image_size == 192
+  assert train_transform(configured({"model.image_size": "192"})).image_size == 192
 
 
 def test_the_choices_are_those_of_the_transform():
@@ -61,14 +61,14 @@ def test_the_choices_are_those_of_the_transform():
 
 @pytest.mark.parametrize("text", ["2,15", "2, 10", "none", "rand-m9-mstd0.5-inc1"])
 def test_both_dialects_can_be_written_on_a_command_line(text):
-  transform = _train_transform(configured({"input.rand_augment": text}))
+  transform = train_transform(configured({"input.rand_augment": text}))
   assert transform.rand_augment == (None if text == "none" else text)
   assert bool(transform.changes_pixels) == (text != "none")
 
 
 def test_a_wrong_dialect_is_refused_before_anything_runs():
   with pytest.raises(ConfigError, match="config.input.rand_augment is 'randaug'"):
-    _train_transform(configured({"input.rand_augment": "randaug"}))
+    train_transform(configured({"input.rand_augment": "randaug"}))
 
 
 DEVICE = {
@@ -108,12 +108,12 @@ def test_repeats_reach_the_stream(monkeypatch):
     yield {}
     yield {}
 
-  monkeypatch.setattr(train, "train_batches", train_batches)
-  monkeypatch.setattr(train.mesh_lib, "process_slice", lambda mesh: (0, 1))
-  monkeypatch.setattr(train.mesh_lib, "to_devices", lambda batch, mesh: batch)
+  monkeypatch.setattr(train_input, "train_batches", train_batches)
+  monkeypatch.setattr(train_input.mesh_lib, "process_slice", lambda mesh: (0, 1))
+  monkeypatch.setattr(train_input.mesh_lib, "to_devices", lambda batch, mesh: batch)
   config = configured({"input.repeated_augmentation": "3", "input.workers": "2"})
   plan = types.SimpleNamespace(config=config, mesh=None)
-  with train._train_input(plan, None, None, 0, None) as batches:
+  with train_input.train_input(plan, None, None, 0, None) as batches:
     next(batches)
   assert given["repeats"] == 3 and given["workers"] == 2
 

@@ -6,29 +6,25 @@ them.
 """
 
 import contextlib
-import dataclasses
 import functools
-import itertools
 import time
 
 import jax
-import jax.numpy as jnp
 
 from vit_jax import config as config_lib
 from vit_jax import durations
 from vit_jax import fork
 from vit_jax import resume
+from vit_jax import run_state
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
-from vit_jax.data.augment import TrainTransform
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
-from vit_jax.data.pipeline import train_batches
-from vit_jax.errors import CheckpointError, ConfigError, Preempted
+from vit_jax.errors import ConfigError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
 from vit_jax.micro_batch import advice_when_out_of_memory
@@ -38,9 +34,7 @@ from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.progress import Progress
 from vit_jax.observe.sessions import Session
 from vit_jax.observe.throughput import Throughput
-from vit_jax.observe.versions import commit, versions
 from vit_jax.observe.watchdog import Watchdog
-from vit_jax.optim.skipping import init_health
 from vit_jax.pace import Pace, kept_every
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.parallel.chips import chip_count
@@ -48,8 +42,7 @@ from vit_jax.parallel.memory import device_bytes
 from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
 from vit_jax.sanity import Sanity
-from vit_jax.step import TrainState
-from vit_jax.warm_start import warm_start
+from vit_jax.train_input import train_input, train_transform
 
 
 def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> None:
@@ -143,7 +136,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       fork.check(config, parent, dataset.fingerprint)
       print(f"fork: of {parent.ref}")
     resume.check_not_beyond(parent.step if parent else last_step, plan.total_steps)
-    transform = _train_transform(config)
+    transform = train_transform(config)
     print(
         f"data: {len(dataset.splits['train'])} train and {len(dataset.splits[split])} {split} "
         f"images, {len(dataset.classes)} classes\n{describe(plan)}"
@@ -154,12 +147,12 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     # The state: new, from other weights, or restored.
     if parent:
       with parent.checkpoints() as theirs:
-        state, examples_seen = _restore(plan, theirs, parent.step)
+        state, examples_seen = run_state.restore(plan, theirs, parent.step)
       examples_seen += plan.steps_in(config.fork.skip) * config.input.batch_size
     elif last_step is None:
-      state, examples_seen = _begin(plan, pretrained), 0
+      state, examples_seen = run_state.begin(plan, pretrained), 0
     else:
-      state, examples_seen = _restore(plan, checkpoints, last_step)
+      state, examples_seen = run_state.restore(plan, checkpoints, last_step)
 
     # The directory is written from here on.
     environment = resume.environment(plan.mesh)
@@ -190,7 +183,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
         )
     if parent:  # from here on it is needed no more
       last_step = parent.step
-      _save(
+      run_state.save(
           checkpoints, last_step, state, config, examples_seen, dataset.fingerprint, metrics={}
       )
 
@@ -199,7 +192,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
         run.bad_records_path(jax.process_index()), max_fraction=config.input.max_bad_fraction
     )
     stack.callback(bad.close)
-    batches = _train_input(plan, dataset.splits["train"], transform, examples_seen, bad)
+    batches = train_input(plan, dataset.splits["train"], transform, examples_seen, bad)
     stack.enter_context(
         advice_when_out_of_memory(
             config.micro_batch or config.input.batch_size, mesh_lib.data_shards(plan.mesh)
@@ -224,51 +217,6 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
 
 def _seconds(duration: str | None) -> float | None:
   return duration and durations.to_seconds(duration)
-
-
-def _begin(plan, pretrained) -> TrainState:
-  """Initial state, drawn from the seed; parameters from a checkpoint where one is given."""
-  state = jax.jit(plan.init, out_shardings=plan.state_shardings)(plan.init_key)
-  if pretrained is None:
-    return state
-  state, said = warm_start(
-      state,
-      pretrained,
-      image_size=plan.config.model.image_size,
-      interpolation=plan.config.model.position_interpolation,
-  )
-  print(said)
-  return state
-
-
-def _restore(plan, checkpoints, step: int) -> tuple[TrainState, int]:
-  """State of a committed step on this run's mesh, and the count of examples it had seen."""
-  abstract = jax.tree.map(
-      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-      plan.abstract,
-      plan.state_shardings,
-  )
-  # Whether an average is kept may have been amended: read what is there.
-  wanted, stored = bool(abstract.ema), checkpoints.has(step, "ema")
-  abstract = dataclasses.replace(abstract, ema=abstract.params if stored else {})
-  training = _training_items(abstract)
-  if not checkpoints.has(step, "health"):  # of an earlier version
-    del training["health"]
-  params, training, meta = checkpoints.restore(step, params=abstract.params, training=training)
-  print(f"resume: from step {step} of {plan.total_steps}")
-  if "health" not in training:
-    training["health"] = jax.jit(init_health, out_shardings=plan.state_shardings.health)()
-  state = TrainState(params=params, **training)
-  if wanted != stored:
-    state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, params) if wanted else {})
-    print(f"resume: the average of the parameters {'begins' if wanted else 'ends'} here")
-  return state, meta["examples_seen"]
-
-
-def _training_items(state: TrainState) -> dict:
-  """What a checkpoint holds beside the parameters."""
-  fields = dataclasses.fields(state)
-  return {f.name: getattr(state, f.name) for f in fields if f.name != "params"}
 
 
 def _loop(
@@ -348,14 +296,14 @@ def _loop(
       save_due = sanity.may_save(bool(save_due), step, state, step_key, last=last)
       if save_due:
         watchdog.enter("the save", step, patient=True)
-        _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
+        run_state.save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
       if evaluation_due or save_due:
         throughput.restart()
     # Nothing is done before the last checkpoint is safe; a signal meanwhile changes nothing.
     watchdog.enter("the last save", step, patient=True)
     while not saves.settled():
       watchdog.enter("the last save", step, patient=True)
-      _save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
+      run_state.save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
     if session:
       session.seen(step, last=True)
 
@@ -376,72 +324,6 @@ def _save_due(save: Pace, step: int, config, *, asked: bool) -> bool:
   if jax.process_count() == 1 or durations.to_seconds(config.checkpoint.every) is None:
     return save.due(step)
   return asked and bool(decided_by_first(lambda: save.due(step), "whether to save"))
-
-
-def _save(
-    saves, step: int, state, config, examples_seen: int, fingerprint: str, *, metrics
-) -> None:
-  """Begins to save a step in the background."""
-  begun = saves.save(
-      step,
-      params=state.params,
-      training=_training_items(state),
-      meta={
-          "config": config_lib.to_json(config),
-          "examples_seen": examples_seen,
-          "metrics": metrics,
-          "fingerprint": fingerprint,
-          "versions": versions(),
-          "commit": commit(),
-      },
-  )
-  if not begun:
-    raise CheckpointError(
-        f"step {step} is among the run's checkpoints already, though this run had not reached it: "
-        "move that one away, or choose another --workdir"
-    )
-
-
-def _train_transform(config) -> TrainTransform:
-  """What happens to a training image on the host."""
-  names = {field.name for field in dataclasses.fields(TrainTransform)} & set(config.input)
-  return TrainTransform(
-      image_size=config.model.image_size, **{name: config.input[name] for name in names}
-  )
-
-
-@contextlib.contextmanager
-def _train_input(plan, source, transform, examples_seen: int, bad):
-  """Iterator of training batches on the devices, from a position in the data on."""
-  config = plan.config
-  shard, shards = mesh_lib.process_slice(plan.mesh)
-  batches = train_batches(
-      source,
-      batch_size=config.input.batch_size,
-      seed=config.seed,
-      start=examples_seen,
-      shard=shard,
-      shards=shards,
-      transform=transform,
-      threads=config.input.threads,
-      workers=config.input.workers,
-      bad=bad,
-      repeats=config.input.repeated_augmentation,
-  )
-  with contextlib.closing(batches):
-    on_devices = (mesh_lib.to_devices(batch, plan.mesh) for batch in batches)
-    if config.debug.repeat_batch:
-      yield itertools.repeat(next(on_devices))
-    else:
-      yield _one_ahead(on_devices)
-
-
-def _one_ahead(batches):
-  """Yields batches, the next one already on its way to the devices."""
-  following = next(batches)
-  for batch in batches:
-    yield following
-    following = batch
 
 
 def _throughput(plan) -> Throughput:

@@ -15,7 +15,7 @@ from vit_jax.batch_ops.prepare import prepare_batch
 from vit_jax.configs import common
 from vit_jax.optim import rules
 from vit_jax.optim.optimizer import make_optimizer
-from vit_jax.train import _train_transform
+from vit_jax.train_input import train_transform
 
 from published import (
     CIFAR10, CIFAR100, FASHION_MNIST, FLOWERS, IMAGENET_1K, IMAGENET_21K, PETS, WHOLE_CIFAR10, plan,
@@ -212,7 +212,7 @@ def test_schedule_and_length(row, parts):
 def test_augmentation(row, parts):
   crop, area, flip, layers, mixup, (dropout, depth), batch, side, (size, short) = row[6]
   config = parts(row).config
-  transform = _train_transform(config)
+  transform = train_transform(config)
   assert (transform.crop, transform.flip, transform.rand_augment) == (crop, flip, layers)
   assert area is None or transform.crop_min_area == area
   assert not (transform.antialias or transform.three_augment or transform.color_jitter)
