@@ -12,7 +12,7 @@ from test_folder_run import run, TINY
 from vit_jax.bucket import failures
 from vit_jax.errors import CheckpointError, ConfigError, redacted, VitJaxError
 from vit_jax.interop import fetch
-from vit_jax.interop.hub_client import explained
+from vit_jax.interop.hub_client import client, explained
 from vit_jax.observe.watchdog import Watchdog
 
 SECRET = "s3cr3tS3cr3tS3cr3tS3cr3t"
@@ -53,8 +53,9 @@ def test_errors_are_told_without_them():
   assert SECRET not in failures.reason(library(f"GET {SIGNED} failed"))
 
 
-def test_errors_of_the_hub(monkeypatch):
+def test_errors_of_the_hub():
   pytest.importorskip("huggingface_hub")
+  client()
   with pytest.raises(CheckpointError) as told, explained("user/name"):
     raise ConnectionError(f"HTTPSConnectionPool: Max retries exceeded with url: {SIGNED}")
   assert SECRET not in str(told.value) and "cannot be reached" in str(told.value)
