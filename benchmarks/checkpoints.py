@@ -50,7 +50,8 @@ def main():
   other = machine.OtherWork([os.getpid()])
   with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
     found = measure(pathlib.Path(directory), arguments.saves, arguments.parameters * 1e6)
-  print(f"- {arguments.saves} saves of {found.pop('bytes') / 1e6:.0f} MB on {jax.default_backend()}")
+  size = found.pop("bytes")
+  print(f"- {arguments.saves} saves of {size / 1e6:.0f} MB on {jax.default_backend()}")
   print(f"- other work meanwhile: {other.share():.0%} of the CPUs\n")
   print("| | measured | wanted |\n| --- | --- | --- |")
   for name, (value, wanted) in found.items():
