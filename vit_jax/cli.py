@@ -15,7 +15,7 @@ import traceback
 
 from vit_jax import __version__
 from vit_jax.interop.targets import TARGETS
-from vit_jax.errors import CheckpointError, ConfigError, VitJaxError
+from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, redacted
 
 # Of `data.prepare.run`, which is not imported for --help.
 _SOURCES = ("imagefolder", "tar", "webdataset", "parquet", "imagenet", "tfds")
@@ -66,8 +66,8 @@ def _lost_peer(error: Exception) -> VitJaxError | None:
 def _say(text: str, code: int, debug: bool) -> int:
   """Prints an error as one paragraph, with its traceback for `--debug`; returns the exit code."""
   if debug:
-    traceback.print_exc()
-  paragraph = " ".join(f"vit-jax: {text}".split())
+    print(redacted(traceback.format_exc()), file=sys.stderr)
+  paragraph = " ".join(f"vit-jax: {redacted(text)}".split())
   print(textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False),
         file=sys.stderr)
   return code

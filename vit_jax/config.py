@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vit_jax import durations
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, redacted
 from vit_jax.fields import FIELDS, IDENTITY, RECIPE, RUNTIME
 
 RECIPES = pathlib.Path(__file__).parent / "configs"
@@ -218,6 +218,11 @@ def _check(key: str, value, origin: str):
   if field.is_rules:
     return _check_rules(key, value, origin)
   value = _check_scalar(key, value, origin)
+  if isinstance(value, str) and redacted(value) != value:
+    raise ConfigError(
+        f"{origin} sets config.{key} to {redacted(value)!r}, with a secret, and the config is on "
+        "record in the run and its checkpoints: fetch what it leads to, and give its path"
+    )
   is_reference = isinstance(value, str) and (value.startswith(("hf:", "timm:")) or "://" in value)
   if field.is_path and value not in field.words and not is_reference:
     # A run is resumed and evaluated from anywhere.

@@ -4,11 +4,36 @@ Every error a user can cause or meet is one of these; `cli.py` prints its text a
 paragraph and leaves with its code.  The text names what is wrong, where, and how to fix it.
 """
 
+import os
+import re
+
+# What lets its reader in: a URL's user and password, its query (signatures), well-known tokens.
+_USER = re.compile(r"(\w[\w+.-]*://)[^\s/@'\"<>]+@")
+_QUERY = re.compile(r"(https?://[^\s?'\"<>]*\?)[^\s'\"<>]+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bya29\.[\w.-]+|(?<=Bearer )[\w.~+/-]{8,}=*")
+_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|PRIVATE_KEY)$")
+_LONG = 16  # characters; shorter values may be words
+
+
+def redacted(text: str) -> str:
+  """The text without secrets: of URLs, known tokens, and variables whose names say that they are.
+
+  Libraries put addresses into their errors, and what is printed ends in somebody's log.
+  """
+  for name, value in os.environ.items():
+    if len(value) >= _LONG and value in text and _SECRET_VARIABLE.search(name):
+      text = text.replace(value, f"${name}")
+  text = _QUERY.sub(r"\1...", _USER.sub(r"\1...@", text))
+  return _TOKEN.sub("...", text)
+
 
 class VitJaxError(Exception):
   """Base of the errors that a user can act on; `exit_code` is the process's exit status."""
 
   exit_code = 2
+
+  def __str__(self):
+    return redacted(super().__str__())
 
 
 class ConfigError(VitJaxError):

@@ -230,3 +230,13 @@ def test_what_it_is_given_arrives_as_it_is(supervised):
   assert supervised.fake.run("bash", "-c", shown.stdout).returncode == 0
   assert supervised.fake.take_calls() == [["vit-jax", *given]]
   assert not list(supervised.fake.home.glob("injected*"))
+
+
+def test_a_workdir_injects_nothing(supervised):
+  """Its checkpoints are found and its name arrives, whatever a shell would make of it."""
+  run = supervised.run.with_name("""$(touch injected)'";& `touch injected` *[a] -n $HOME \\""")
+  supervised.fake.variables["RUN"] = str(run)
+  done = supervised(["75 1", "75 2", "75 3", "75 4", "75 5", "0"], workdir=run)
+  assert (done.returncode, done.runs) == (0, 6)
+  assert (run / "checkpoints" / "5" / "manifest.json").exists()
+  assert not [*supervised.fake.home.rglob("injected*"), *run.parent.glob("injected*")]

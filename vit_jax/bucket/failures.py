@@ -6,6 +6,8 @@ import os
 import re
 from typing import Iterator
 
+from vit_jax.errors import redacted
+
 # Packages whose errors come from the network or the storage service.
 _LIBRARIES = (
     "gcsfs", "fsspec", "aiohttp", "requests", "urllib3", "google.api_core", "google.auth",
@@ -34,7 +36,7 @@ def reason(error: BaseException) -> str | None:
   seen = error
   while seen is not None:
     if (status := _status(seen)) is not None:
-      return _sentence(status, " ".join(str(seen).split())[:200])
+      return _sentence(status, redacted(" ".join(str(seen).split()))[:200])
     seen = seen.__cause__ or seen.__context__
   return None
 

@@ -138,7 +138,7 @@ def read_description(root: Path | BucketPath) -> dict:
     described = json.loads(file.read_text())
     known = described["format"] == FORMAT
     complete = {"name", "classes", "splits", "fingerprint"} <= set(described)
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise DataError(f"{file} is damaged ({error}): prepare the data set again") from error
   if not (known and complete):
     raise DataError(f"{file} is not of the format {FORMAT}: prepare the data set again")

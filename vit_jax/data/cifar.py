@@ -5,6 +5,7 @@ import io
 import os
 from pathlib import Path
 import pickle
+import pickletools
 import tarfile
 from typing import Callable
 
@@ -14,6 +15,7 @@ from vit_jax.data.source import ArraySource, DataSet
 from vit_jax.errors import DataError
 
 _PIXELS = 3 * 32 * 32
+_MAX_BYTES = 1 << 28  # of a file; the largest, CIFAR-100's train, has 155 MB
 _URL = "https://www.cs.toronto.edu/~kriz/cifar.html"
 # Per data set: stems of archive and directory, files of (train, test), names of the classes.
 _PYTHON = {
@@ -87,14 +89,13 @@ def open_cifar(name: str, *, path: str | os.PathLike) -> DataSet:
 def _locate(name: str, path: Path) -> tuple[Callable[[str], bytes], Callable[[str], str], bool]:
   """How to read a file of the data set by name, what to call it, and which version it is."""
   for table, binary in ((_PYTHON, False), (_BINARY, True)):
-    archive, directory, *_ = table[name]
-    meta = table[name][4]
+    archive, directory, train, test, meta, *_ = table[name]
     for folder in (path, path / directory):
       if (folder / meta).is_file():
         return (lambda file: _read(folder / file)), (lambda file: str(folder / file)), binary
     for file in (path, path / archive):
       if file.name == archive and file.is_file():
-        members = _members(file)
+        members = _members(file, {*train, *test, meta})
         return (
             lambda name: _member(members, name, file), lambda name: f"{file}: {name}", binary
         )
@@ -114,14 +115,17 @@ def _read(file: Path) -> bytes:
     ) from error
 
 
-def _members(archive: Path) -> dict[str, bytes]:
-  """Regular files of an archive by their last name; nothing is unpacked to the disk."""
+def _members(archive: Path, wanted: set[str]) -> dict[str, bytes]:
+  """Wanted files of an archive by their last name; nothing is unpacked to the disk."""
   try:
     with tarfile.open(archive, "r:*") as tar:
-      return {
-          Path(member.name).name: tar.extractfile(member).read()
-          for member in tar if member.isreg()
-      }
+      found = {}
+      for member in tar:
+        if member.isreg() and (name := Path(member.name).name) in wanted:
+          if not 0 <= member.size <= _MAX_BYTES:
+            raise ValueError(f"{name} claims {member.size:,} bytes")
+          found[name] = tar.extractfile(member).read()
+      return found
   except (OSError, EOFError, tarfile.TarError, ValueError) as error:
     raise DataError(
         f"{archive} is truncated or damaged ({error}): download it again from {_URL}"
@@ -150,6 +154,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _unpickle(data: bytes, where: str) -> dict:
   try:
+    # A number in the memo, which is an array in C, can claim terabytes.
+    if any(
+        type(place) is int and place > len(data) for code, place, _ in pickletools.genops(data)
+        if "PUT" in code.name
+    ):
+      raise pickle.UnpicklingError("it numbers more objects than it has bytes")
     return _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
   except Exception as error:  # a damaged pickle raises nearly anything
     raise DataError(

@@ -1,5 +1,6 @@
 """Encoded images to RGB pixels."""
 
+import functools
 import io
 from typing import Callable
 
@@ -18,6 +19,8 @@ cv2.setNumThreads(1)
 # well because other libraries switch Pillow's check off for the whole process.
 MAX_PIXELS = 178_956_970
 
+# What is opened, by its content.  Pillow knows more, such as EPS: a program for an interpreter.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
 # What makes an image upright: exchange rows and columns, then mirror rows, mirror columns.
@@ -46,7 +49,7 @@ class UnreadableImage(DataError):
 
 
 def decode(data: bytes, *, exif_orientation: bool) -> np.ndarray:
-  """Decodes an image file of any format that Pillow knows; of animations the first frame.
+  """Decodes an image file of one of `_FORMATS`, whatever its name; of animations the first frame.
 
   Pixels equal those of `PIL.Image.open(...).convert("RGB")`, except that 16-bit gray is scaled
   to 8 bits, where Pillow clips, and what is transparent shows white, as in transformers.
@@ -87,7 +90,7 @@ def decode_part(
   if not data:
     raise UnreadableImage("the file is empty")
   try:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
       if data.startswith(_JPEG_START) and image.mode in ("RGB", "L"):
         return _jpeg_part(data, image, choose, exif_orientation, at_least)
       pixels = to_rgb(image, exif_orientation=exif_orientation)
@@ -98,6 +101,18 @@ def decode_part(
     raise UnreadableImage("not an image, or of unknown format") from error
   except Exception as error:  # damaged files make Pillow raise nearly anything
     raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def open_image(data: bytes) -> Image.Image:
+  """Pillow's image of a file, its header read; `UnidentifiedImageError` for other `_FORMATS`."""
+  return Image.open(io.BytesIO(data), formats=_known_formats())
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+  """Those that this Pillow was built with."""
+  Image.init()
+  return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image, *, exif_orientation: bool) -> np.ndarray:

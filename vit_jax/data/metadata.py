@@ -54,6 +54,10 @@ def read_metadata(metadata: Path) -> Iterator[Row]:
         _field(fields, "split", where) if "split" in fields else None,
     )
     name = os.path.normpath(row.file_name)
+    if os.path.isabs(name) or name.partition(os.sep)[0] == os.pardir:
+      raise DataError(
+          f"{where}: {row.file_name} leads out of {metadata.parent}: name files in it"
+      )
     if name in seen:
       raise DataError(
           f"{where}: {name} is listed in line {seen[name]} already; keep one of them"
@@ -91,7 +95,7 @@ def _json_lines(file, metadata: Path) -> Iterator[tuple[int, dict]]:
       continue
     try:
       row = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
       raise DataError(f"{metadata}, line {line} is not JSON: {error}") from error
     if not isinstance(row, dict):
       raise DataError(

@@ -23,6 +23,8 @@ _LABELS = ("label", "labels", "real_label")
 _MAX_DECODED_BYTES = 512 * 1024**2
 # How many classes one image may have is known only once all are read; ReaL's have up to 11.
 _MAX_LABELS = 32
+# Where a features.json names classes; "type" is of older ones.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 _NAMES = ("file_name", "filename", "id", "tfds_id")
 
 
@@ -99,6 +101,7 @@ def open_tfds_directory(directory: Path, *, held_out: float, decode_small: bool)
   """
   tfds = _library()
   info = _read_info(directory)
+  _check_features(directory / "features.json")
   builder = tfds.builder_from_directory(str(directory))
   features = builder.info.features
   if "image" not in features or not (label_keys := [k for k in _LABELS if k in features]):
@@ -196,6 +199,28 @@ def _find(spec: str, data_dir: Path) -> Path:
         f"{', '.join(configs) or 'none'}. Name one as tfds:NAME/CONFIG:VERSION"
     )
   return chosen[-1]
+
+
+def _check_features(file: Path) -> None:
+  """Holds that features are of TFDS's own classes: it would import whatever module is named."""
+  try:
+    classes = _class_names(json.loads(file.read_text()) if file.is_file() else {})
+  except (OSError, ValueError, RecursionError) as error:
+    raise DataError(f"{file} cannot be read: {error}; prepare the data set again") from error
+  if foreign := sorted({name for name in classes if not name.startswith("tensorflow_datasets.")}):
+    raise DataError(
+        f"{file} names code that would be run, {', '.join(foreign)}: only features of "
+        "tensorflow_datasets are read"
+    )
+
+
+def _class_names(value) -> list[str]:
+  """Every class that a features.json names, at any depth."""
+  inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  found = [name for each in inside for name in _class_names(each)]
+  if isinstance(value, dict):
+    found += [value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str)]
+  return found
 
 
 def _read_info(directory: Path) -> dict:

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, redacted
 from vit_jax.interop import hub
 
 
@@ -25,6 +25,11 @@ def fetch(ref: str) -> Path:
     return hub.download(name, revision=revision or None)
   if ref.startswith("timm:"):
     return hub.download_timm(ref.removeprefix("timm:"))
+  if redacted(ref) != ref:
+    raise CheckpointError(
+        f"{ref} holds a secret, and a reference is on record in what is made of it: fetch the "
+        "file, and give its path"
+    )
   return _from_bucket(ref)
 
 

@@ -19,7 +19,7 @@ from vit_jax.interop.huggingface_keys import canonical, ignored, tensors
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.safetensors_writer import DTYPES, check_dtype, write_shards
 from vit_jax.interop.tensor_files import TensorSource, open_tensors, read_json
-from vit_jax.interop.tensor_table import check_params, leaves, read_params
+from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read_params
 from vit_jax.models.vit import DESCRIPTION
 
 __all__ = ("choose", "fit", "judge", "read", "write")
@@ -50,6 +50,7 @@ def read(directory, *, streamed: bool = False) -> Imported:
   with open_tensors(directory) as source:
     stored, report = _canonical_names(source, config["model_type"])
     model |= _told_by_tensors(config, path, source, stored)
+    check_depth(model, stored, source.path)
     table = tensors(model, config["model_type"], stored)
     params = read_params(model, table, source, stored, streamed=streamed)
     count = sum(leaf.size for _, leaf in leaves(params))

@@ -113,7 +113,7 @@ class _Values:
     value = self._config.get(key, default)
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
       value = value[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1:
       self.refuse(f"{key} is {value!r}; one whole number is needed.")
     if value < 1:
       self.refuse(f"{key} is {value!r}; it must be positive.")

@@ -4,6 +4,8 @@ An .npz is a ZIP of .npy files; bfloat16, which NumPy does not know, lies in it 
 """
 
 import hashlib
+import io
+import math
 from pathlib import Path
 from typing import Callable, Mapping
 import zipfile
@@ -18,6 +20,8 @@ from vit_jax.interop.safetensors_writer import as_stored, round_to
 from vit_jax.interop.tensor_table import first_ten
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_MAX_HEADER = 1 << 16  # bytes of an array's header
+_MAX_DEFLATED = 1032  # bytes that one byte of deflate can stand for, by its format
 
 
 class Npz:
@@ -32,7 +36,7 @@ class Npz:
     """Opens the file and reads the arrays' headers; the arrays stay on disk.
 
     Raises:
-      CheckpointError: not an .npz, truncated, or arrays of Python objects.
+      CheckpointError: not an .npz, truncated, or it claims arrays that its bytes cannot hold.
     """
     self.path = Path(path)
     self.shapes, self._dtypes = {}, {}
@@ -45,6 +49,7 @@ class Npz:
     except (zipfile.BadZipFile, OSError, EOFError) as error:
       raise open_error(self.path, "NumPy archive (.npz)", str(error)) from error
     try:
+      self._check_claims()
       for member in self._zip.namelist():
         if member.endswith(".npy"):
           self._header(member)
@@ -52,16 +57,38 @@ class Npz:
       self._zip.close()
       raise
 
+  def _check_claims(self) -> None:
+    """Holds that the members' sizes are possible, before anything of such a size is allocated."""
+    members = self._zip.infolist()
+    packed = sum(member.compress_size for member in members)
+    if packed > self.path.stat().st_size:
+      raise CheckpointError(self._damaged(f"they claim {packed:,} bytes", "its members"))
+    for member in members:
+      most = {
+          zipfile.ZIP_STORED: member.compress_size,
+          zipfile.ZIP_DEFLATED: _MAX_DEFLATED * member.compress_size,
+      }.get(member.compress_type, -1)
+      if member.file_size > most:
+        said = f"it claims {member.file_size:,} bytes, packed in {member.compress_size:,}"
+        raise CheckpointError(self._damaged(said, member.filename))
+
   def _header(self, member: str) -> None:
     name = member.removesuffix(".npy")
     try:
-      with self._zip.open(member) as file:
+      with self._zip.open(member) as packed:
+        file = io.BytesIO(packed.read(_MAX_HEADER))
         version = np.lib.format.read_magic(file)
         header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        self.shapes[name], _, self._dtypes[name] = header(file)
+        shape, _, dtype = header(file)
+      size = math.prod(shape) * dtype.itemsize
+      if not dtype.hasobject and (
+          min(shape, default=0) < 0 or size != self._zip.getinfo(member).file_size - file.tell()
+      ):
+        raise ValueError(f"its header speaks of {shape}, which is not its size")
+      self.shapes[name], self._dtypes[name] = shape, dtype
     except (*_DAMAGED, KeyError) as error:
       raise CheckpointError(self._damaged(error, name)) from error
 
@@ -85,7 +112,7 @@ class Npz:
     values = values.view(_BFLOAT16) if dtype == "V2" else values
     return values.astype(np.float32, copy=False)
 
-  def _damaged(self, error: Exception, name: str) -> str:
+  def _damaged(self, error: Exception | str, name: str) -> str:
     return f"{self.path} is damaged at {name} ({error}). Copy it again from its source."
 
   def __enter__(self):

@@ -24,7 +24,7 @@ from vit_jax.interop.npz_keys import (
 )
 from vit_jax.interop.safetensors_writer import DTYPES
 from vit_jax.interop.tensor_files import read_json
-from vit_jax.interop.tensor_table import check_params, leaves, read_params
+from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read_params
 from vit_jax.models.positions import grid, sincos2d
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
@@ -58,6 +58,8 @@ def read(path, *, streamed: bool = False) -> Imported:
     else:
       model = facts.model(report)
       source_ = facts.without_class_row(model, report)
+    if not scanned:
+      check_depth(model, stored, source.path)
     params = read_params(model, tensors(model, scanned=scanned), source_, stored)
   labels = said.get("labels")
   preprocessing = said.get("preprocessing")

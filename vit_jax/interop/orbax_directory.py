@@ -5,6 +5,7 @@
 """
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Mapping, Sequence
 
@@ -22,6 +23,7 @@ from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 ARCHITECTURE = "ViT"
 FORMAT = "orbax"
+_MAX_PACKED = 1000  # times; weights hardly shrink when they are packed
 
 
 def read(path, *, streamed: bool = False) -> Imported:
@@ -39,6 +41,7 @@ def read(path, *, streamed: bool = False) -> Imported:
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       stored = checkpointer.metadata(directory / "params").item_metadata.tree
+      _check_claims(directory, report, stored)
       as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
       params = checkpointer.restore(directory / "params", restore_args=as_numpy)
   except (ValueError, FileNotFoundError, KeyError) as error:
@@ -131,6 +134,18 @@ def _hashes(directory: Path) -> dict[str, str]:
       digest = hashlib.file_digest(file, "sha256").hexdigest()
     hashes[path.relative_to(directory).as_posix()] = digest
   return hashes
+
+
+def _check_claims(directory: Path, report: Mapping, stored: Mapping) -> None:
+  """Holds that the arrays are the model's and can lie in these files, before they are allocated."""
+  check_params(DEFAULTS | dict(report["model"]), stored)
+  claimed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves(stored))
+  files = sum(p.stat().st_size for p in (directory / "params").rglob("*") if p.is_file())
+  if claimed > _MAX_PACKED * files:
+    raise CheckpointError(
+        f"{directory} claims {claimed:,} bytes of parameters, and its files have {files:,}. Copy "
+        "the directory again from its source."
+    )
 
 
 def _check_files(directory: Path, expected: Mapping[str, str]) -> None:

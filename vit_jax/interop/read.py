@@ -13,6 +13,12 @@ _STATE_DICTS = (".safetensors", ".bin", ".pth", ".pt")
 # Of a directory, whose config.json says what model they are.
 _OF_DIRECTORIES = re.compile(r"(model|pytorch_model|flax_model)(-\d+-of-\d+)?\.\w+")
 
+# What a file can provoke that was made to, beyond what its reader foresees.
+_UNSOUND = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
+    ValueError,
+)
+
 
 def read(path: Path, *, streamed: bool = False) -> Imported:
   """Reads a directory (Hugging Face, timm, or one of our exports) or a file of weights.
@@ -24,6 +30,15 @@ def read(path: Path, *, streamed: bool = False) -> Imported:
     CheckpointError: nothing that is known, or damaged; the text says what was looked for.
   """
   path = Path(path)
+  try:
+    return _read(path, streamed)
+  except _UNSOUND as error:
+    raise CheckpointError(
+        f"{path} is unsound ({type(error).__name__}: {error}). Copy it again from its source."
+    ) from error
+
+
+def _read(path: Path, streamed: bool) -> Imported:
   if path.is_dir():
     return _read_directory(path, streamed)
   if not path.is_file():

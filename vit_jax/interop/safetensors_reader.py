@@ -19,6 +19,7 @@ from vit_jax.interop.file_kinds import open_error
 _READABLE = {
     "F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"),
 }
+_MAX_HEADER = 100_000_000  # bytes; the format's own library takes no more either
 _ITEM_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
     "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -74,9 +75,11 @@ def _header(file, path: Path) -> tuple[int, dict]:
   length = int.from_bytes(file.read(8), "little")
   if size < 8 or length > size - 8:
     raise _Damaged("its header is longer than the file")
+  if length > _MAX_HEADER:
+    raise _Damaged(f"its header claims {length:,} bytes, at most {_MAX_HEADER:,} are read")
   try:
     header = json.loads(file.read(length))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise _Damaged(f"its header is not JSON: {error}") from error
   if not isinstance(header, dict):
     raise _Damaged("its header is not a JSON object")
@@ -85,6 +88,8 @@ def _header(file, path: Path) -> tuple[int, dict]:
   try:
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
       first, last = entry["data_offsets"]
+      if any(type(n) is not int for n in (first, last, *entry["shape"])):
+        raise TypeError(f"{name} has sizes that are no whole numbers")
       bits = math.prod(entry["shape"]) * _ITEM_BITS[entry["dtype"]]
       if first != end or (last - first) * 8 != bits or any(n < 0 for n in entry["shape"]):
         raise _Damaged(f"the place of {name} overlaps another's, leaves a gap or is not its size")

@@ -20,6 +20,7 @@ _READERS: dict[str, Callable] = {
     ".pt": TorchFile,
     ".msgpack": MsgpackFile,
 }
+_MAX_JSON = 1 << 26  # bytes; an index of ten thousand tensors has about one million
 # In a directory the first that is there is read.
 _NAMES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -145,11 +146,13 @@ def read_json(path: Path) -> dict:
   """Reads a JSON object.
 
   Raises:
-    CheckpointError: the file is unreadable or holds something else.
+    CheckpointError: the file is unreadable, too large or holds something else.
   """
   try:
+    if path.stat().st_size > _MAX_JSON:
+      raise ValueError(f"it is larger than {_MAX_JSON:,} bytes")
     value = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise CheckpointError(
         f"{path} cannot be read as JSON ({error}). Copy the file again from its source."
     ) from error

@@ -196,6 +196,24 @@ def check_params(model: Mapping, params: Mapping) -> None:
     )
 
 
+def check_depth(model: Mapping, stored: Mapping[str, str], path) -> None:
+  """Holds that a file has tensors for each block, before a table of all blocks is made.
+
+  Args:
+    stored: names of the tensors, of which a block has one at least.
+    path: what an error should name.
+
+  Raises:
+    CheckpointError: it has fewer tensors than the model has blocks.
+  """
+  if model["depth"] > len(stored):
+    raise CheckpointError(
+        f"{path} has {len(stored)} tensors, too few for a model that is said to have "
+        f"{model['depth']:,} blocks. Copy it again from its source, or correct the description "
+        "beside it."
+    )
+
+
 def faults(**names) -> str:
   """"Missing (2): a, b. Unexpected (1): c." of the lists that are not empty."""
   return " ".join(

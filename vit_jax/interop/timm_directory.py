@@ -16,7 +16,7 @@ from vit_jax.interop.export_directory import write_json, write_report
 from vit_jax.interop.imported import Imported
 from vit_jax.interop.safetensors_writer import DTYPES, check_dtype, write_tensors
 from vit_jax.interop.tensor_files import open_tensors, read_json
-from vit_jax.interop.tensor_table import check_params, leaves, read_params
+from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read_params
 from vit_jax.interop.timm_keys import (
     WithoutRegisterRows, disk_tensors, encoder_names, position_rows, tensors,
 )
@@ -51,6 +51,7 @@ def read(path, *, streamed: bool = False) -> Imported:
       labels = timm_config.to_labels(config, model["num_classes"], config_path)
       preprocessing = timm_config.to_preprocessing(config, model["image_size"], config_path)
     timm_config.read_fc_norm(stored, model, source.path, report)
+    check_depth(model, stored, source.path)
     params = read_params(
         model, tensors(model), _without_register_rows(source, stored, model, report), stored,
         streamed=streamed,

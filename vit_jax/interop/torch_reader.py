@@ -10,6 +10,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError
 from vit_jax.interop.file_kinds import open_error
+from vit_jax.interop.tensor_table import first_ten
 
 # Where training code keeps the weights beside optimizer and settings; DINO, DeiT, MAE and timm.
 _WRAPPERS = ("model", "state_dict", "teacher")
@@ -39,6 +40,11 @@ class TorchFile:
           f"{path} holds no tensors by name: neither at its top nor under "
           f"{' or '.join(_WRAPPERS)}. Give the file of the model's weights."
       )
+    if empty := [name for name, tensor in tensors.items() if not _is_stored(tensor)]:
+      raise CheckpointError(
+          f"{path} holds tensors that claim more numbers than the file has: "
+          f"{first_ten(sorted(empty))}. Copy it again from its source."
+      )
     self._tensors = tensors
     self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -56,6 +62,15 @@ class TorchFile:
 
   def close(self):
     self._tensors = {}
+
+
+def _is_stored(tensor) -> bool:
+  """Whether every number of a tensor lies in the file; not so of expanded, sparse and meta ones."""
+  import torch
+
+  if tensor.layout != torch.strided or tensor.device.type != "cpu":
+    return False
+  return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _wrapped(content: Mapping):

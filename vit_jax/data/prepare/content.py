@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from vit_jax.data.decode import UnreadableImage, decode
+from vit_jax.data.decode import UnreadableImage, decode, open_image
 from vit_jax.data.prepare import parquet
 from vit_jax.data.prepare.items import Item
 from vit_jax.errors import DataError
@@ -78,7 +78,7 @@ def stored(data: bytes, *, short_side: int | None, quality: int) -> bytes:
 
 
 def _orientation(data: bytes) -> int | None:
-  with Image.open(io.BytesIO(data)) as image:
+  with open_image(data) as image:
     value = image.getexif().get(_ORIENTATION)
   return value if value in range(1, 9) else None
 

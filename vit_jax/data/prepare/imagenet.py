@@ -13,6 +13,7 @@ from vit_jax.errors import ConfigError, DataError
 
 _TRAIN, _VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_DEVKIT_FILES = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
 _SYNSET = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")
 _LABELS = (
@@ -142,13 +143,15 @@ def _devkit_labels(file: Path) -> tuple[list[str], dict[str, str]]:
     with tarfile.open(file, "r:*") as tar:
       parts = {
           PurePosixPath(member.name).name: tar.extractfile(member).read()
-          for member in tar if member.isreg() and member.size < 1 << 24
+          for member in tar
+          if member.isreg() and PurePosixPath(member.name).name in _DEVKIT_FILES
+          and 0 <= member.size < 1 << 24
       }
-    synsets = loadmat(io.BytesIO(parts["meta.mat"]), squeeze_me=True)["synsets"]
+    synsets = loadmat(io.BytesIO(parts[_DEVKIT_FILES[0]]), squeeze_me=True)["synsets"]
     ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     names = {str(row["WNID"]): str(row["words"]) for row in synsets
              if not int(row["num_children"])}
-    truth = parts["ILSVRC2012_validation_ground_truth.txt"].split()
+    truth = parts[_DEVKIT_FILES[1]].split()
     return [ids[int(number)] for number in truth], names
   except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError) as error:
     raise DataError(

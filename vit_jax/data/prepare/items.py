@@ -11,6 +11,7 @@ from vit_jax.errors import ConfigError, DataError
 
 # A shard's name in its split, as in imagenet1k-train-0042.tar or validation-00000-of-00014.parquet.
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test)(?![a-z])")
+_MAX_CLASSES = 10_000_000
 SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation",
     "validation": "validation", "test": "test",
@@ -96,6 +97,22 @@ def input_files(path: Path, suffix: str) -> list[Path]:
     unpack = f"; unpack {packed[0]} with tar -xzf first" if packed else ""
     raise DataError(f"--input={path} {what}{unpack}")
   return sorted(found, key=os.fsencode)
+
+
+def numbered_classes(items: Sequence[Item]) -> tuple[str, ...]:
+  """Classes "0", "1", ... up to the largest label, where labels are indices.
+
+  Raises:
+    DataError: a label no data set has, which would make as many classes.
+  """
+  last = max(items, key=lambda item: int(item.labels[0]), default=None)
+  count = int(last.labels[0]) + 1 if last else 0
+  if count > _MAX_CLASSES:
+    raise DataError(
+        f"{last.path}: {last.name} has the label {count - 1}, and at most {_MAX_CLASSES:,} classes "
+        "are taken: download the file again"
+    )
+  return tuple(map(str, range(count)))
 
 
 def read_classes(file: Path) -> tuple[tuple[str, ...], dict[str, str]]:

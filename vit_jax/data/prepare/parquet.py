@@ -5,7 +5,7 @@ import functools
 import json
 from pathlib import Path
 
-from vit_jax.data.prepare.items import Item, Listing, input_files, split_of
+from vit_jax.data.prepare.items import Item, Listing, input_files, numbered_classes, split_of
 from vit_jax.errors import ConfigError, DataError
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label", "cls")
@@ -33,8 +33,7 @@ def list_parquet(path: Path, each) -> Listing:
     elif own != classes:
       raise DataError(f"{path}: its files do not name the same classes; give those of one set")
   if classes is None:
-    count = max((int(item.labels[0]) for item in items), default=-1) + 1
-    classes = tuple(map(str, range(count)))
+    classes = numbered_classes(items)
   items = [item._replace(labels=(_class(classes, item),)) for item in items]
   return Listing(items, [], classes)
 
@@ -111,6 +110,8 @@ def _open(path: str):
   with _readable(path):
     file = library().ParquetFile(path)
     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) > (size := Path(path).stat().st_size):
+      raise ValueError(f"it claims {sum(counts):,} rows in {size:,} bytes")
   names = file.schema_arrow.names
   image, label = (next((n for n in want if n in names), None) for want in (_IMAGES, _LABELS))
   if image is None or label is None:

@@ -7,6 +7,10 @@ from typing import BinaryIO, Iterator, NamedTuple
 from vit_jax.errors import DataError
 
 
+# Long names and other records about a member, which tarfile reads whole, are no longer than this.
+_MAX_RECORD = 1 << 20
+
+
 class Member(NamedTuple):
   """A member of an archive.
 
@@ -28,9 +32,10 @@ class _Window:
   def __init__(self, file: BinaryIO, start: int, size: int):
     self._file, self._start, self._size, self._place = file, start, size, 0
 
-  def read(self, count: int = -1) -> bytes:
-    left = max(0, self._size - self._place)
-    count = left if count < 0 else min(count, left)
+  def read(self, count: int) -> bytes:
+    if not 0 <= count <= _MAX_RECORD:
+      raise tarfile.ReadError(f"a record about a member claims {count:,} bytes")
+    count = min(count, max(0, self._size - self._place))
     self._file.seek(self._start + self._place)
     data = self._file.read(count)
     self._place += len(data)
@@ -58,20 +63,24 @@ def members(path: str, *, start: int = 0, size: int | None = None) -> Iterator[M
       end = file.seek(0, 2) if size is None else start + size
       window = _Window(file, start, end - start)
       with tarfile.open(fileobj=window, mode="r:") as tar:
+        before = 0
         while (member := tar.next()) is not None:
           tar.members.clear()  # it would keep millions
+          if member.size < 0 or tar.offset <= before:
+            raise tarfile.ReadError(f"{member.name} claims {member.size:,} bytes")
+          before = tar.offset
           if member.isdir():
             continue
           offset = start + member.offset_data
           if offset + member.size > end:
             raise tarfile.ReadError("unexpected end of data")
           name = member.name.removeprefix("./")
-          yield Member(name, offset, member.size, _fault(member))
+          yield Member(name, offset, member.size, _fault(member, name))
         # A whole archive ends with zeros; a cut between two members would else go unseen.
         window.seek(tar.offset)
         if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
           raise tarfile.ReadError("the end of the archive is missing")
-  except (OSError, tarfile.TarError, EOFError) as error:
+  except (OSError, tarfile.TarError, EOFError, LookupError, RecursionError, ValueError) as error:
     packed = _is_compressed(path, start)
     raise DataError(
         f"{path} is compressed, so its members cannot be read by place: unpack it (gunzip, or "
@@ -81,13 +90,12 @@ def members(path: str, *, start: int = 0, size: int | None = None) -> Iterator[M
     ) from error
 
 
-def _fault(member: tarfile.TarInfo) -> str:
-  parts = PurePosixPath(member.name).parts
+def _fault(member: tarfile.TarInfo, name: str) -> str:
   if member.issym() or member.islnk():
     return "a link, not a file"
   if not member.isreg() or member.issparse():
     return "not a regular file"
-  if member.name.startswith("/") or ".." in parts or "\\" in member.name or "\0" in member.name:
+  if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
     return "a name that leads out of the archive"
   return ""
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 import re
 
 from vit_jax.data.prepare.items import Item, Listing, Rejected, input_files, is_image
-from vit_jax.data.prepare.items import readable_names, split_of
+from vit_jax.data.prepare.items import numbered_classes, readable_names, split_of
 from vit_jax.data.prepare.tar_members import members
 from vit_jax.errors import DataError
 
@@ -32,14 +32,14 @@ def list_webdataset(path: Path, each) -> Listing:
     rejected += bad
     for label, names in named.items():
       synsets.setdefault(label, set()).update(names)
-  count = max((int(item.labels[0]) for item in items), default=-1) + 1
-  classes = [str(i) for i in range(count)]
+  classes = numbered_classes(items)
+  count = len(classes)
   ids = {label: next(iter(names)) for label, names in synsets.items() if len(names) == 1}
   if len(ids) == count and len(set(ids.values())) == count and "" not in ids.values():
-    classes = [ids[i] for i in range(count)]
+    classes = tuple(ids[i] for i in range(count))
     items = [item._replace(labels=(classes[int(item.labels[0])],)) for item in items]
   directory = path if path.is_dir() else path.parent
-  return Listing(items, rejected, tuple(classes), readable_names(directory, classes))
+  return Listing(items, rejected, classes, readable_names(directory, classes))
 
 
 def _list_shard(file: str):
@@ -84,7 +84,7 @@ def _label(sample: dict, name: str, where: str) -> tuple[int | None, str]:
     text = sample.get("cls", fields.get("label"))
     label = None if text in (None, b"", "") else int(text)
     name = str(fields.get("filename") or name)
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ArithmeticError, AttributeError, RecursionError, TypeError, ValueError) as error:
     raise DataError(f"{where} has an unreadable label ({error}): download the tar again") from error
   if label is not None and label < 0:
     raise DataError(f"{where} has the label {label}; it must be an index from 0 on")

@@ -1,0 +1,205 @@
+"""What saving costs a training: memory, the time it stands still, and the rates behind its back.
+
+    PYTHONPATH=. python benchmarks/checkpoints.py [--saves=200] [--parameters=20] [--directory=DIR]
+
+Saves a state of so many million float32 parameters with Adam's two moments again and again, as
+training does, and beside each save writes as many bytes to the same disk in sequence and flushes
+them.  Medians over all saves but the first ten, during which allocators and caches fill:
+
+- the growth of the resident memory from the tenth save to the last;
+- the peak of the resident memory above what it was before a save, in sizes of the state;
+- for how long `save` keeps the thread that trains, beside copying all arrays to the host alone;
+- the rate at which the files were written and flushed, beside the disk's sequential rate;
+- the rate of hashing, per second of the time of one core.
+
+Other work on the machine spoils all of them but the first two; how much there was is printed.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import tempfile
+import threading
+import time
+
+import jax
+import numpy as np
+
+import machine
+from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint.manager import Checkpoints
+
+_SETTLED = 10  # saves after which memory should no longer grow
+_BLOCK = 8 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def main():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--saves", type=int, default=200, help="[200]")
+  parser.add_argument("--parameters", type=float, default=20, help="in millions [20]")
+  parser.add_argument("--directory", help="to work in, on the disk to measure [temporary]")
+  arguments = parser.parse_args()
+  if arguments.saves <= _SETTLED:
+    parser.error(f"--saves={arguments.saves}: the first {_SETTLED} do not count")
+  for note in machine.machine_notes(progress=print):
+    print(f"- {note}")
+  other = machine.OtherWork([os.getpid()])
+  with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+    found = measure(pathlib.Path(directory), arguments.saves, arguments.parameters * 1e6)
+  size = found.pop("bytes")
+  print(f"- {arguments.saves} saves of {size / 1e6:.0f} MB on {jax.default_backend()}")
+  print(f"- other work meanwhile: {other.share():.0%} of the CPUs\n")
+  print("| | measured | wanted |\n| --- | --- | --- |")
+  for name, (value, wanted) in found.items():
+    print(f"| {name} | {value} | {wanted} |")
+
+
+def measure(directory, saves: int, parameters: float) -> dict:
+  """The table: name to (figure, what it should be)."""
+  state = jax.device_put(make_state(parameters))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  clock, rows = Clock(), []
+  with Checkpoints(directory / "checkpoints", keep_latest=2) as checkpoints:
+    for step in range(1, saves + 1):
+      state = jax.block_until_ready(advanced(state))
+      row = {"copy": timed(copy_to_host, state)}
+      clock.begin()
+      with Peak() as peak:
+        row["blocked"] = timed(save, checkpoints, step, state)
+        checkpoints.wait()
+      row |= clock.end() | {"peak": peak.above, "memory": resident()}
+      row["rate"] = row["bytes"] / row["written"]
+      row["hashed"] = row["bytes"] / row["hashed"]
+      row["disk"] = size / timed(write_in_sequence, directory / "sequence", size)
+      rows.append(row)
+  settled = rows[_SETTLED:]
+  middle = {name: statistics.median(row[name] for row in settled) for name in rows[0]}
+  growth = settled[-1]["memory"] / rows[_SETTLED - 1]["memory"] - 1
+  ratio, rate = middle["blocked"] / middle["copy"], middle["rate"]
+  return {
+      "bytes": size,
+      "growth of the memory": (f"{growth:.1%}", "< 5 %"),
+      "peak of the memory / state": (f"{max(r['peak'] for r in settled) / size:.2f}", "<= 1.2"),
+      "thread blocked, ms": (f"{1e3 * middle['blocked']:.0f}", ""),
+      "... / copy to the host": (f"{ratio:.2f}", "<= 1.3"),
+      "written and flushed, GB/s": (f"{rate / 1e9:.2f}", ""),
+      "... / disk in sequence": (f"{rate / middle['disk']:.2f}", ">= 0.7"),
+      "hashed a core, GB/s": (f"{middle['hashed'] / 1e9:.2f}", ">= 1"),
+      "from save to commit, s": (f"{middle['committed']:.1f}", ""),
+  }
+
+
+def make_state(parameters: float, leaves: int = 24) -> dict:
+  """{"params", "mu", "nu"}, each of so many numbers in `leaves` arrays."""
+  rows = max(1, round(parameters / leaves / 1024))
+  rng = np.random.default_rng(0)  # noise, which the files cannot compress away
+  return {
+      item: {f"layer{i}": rng.standard_normal((rows, 1024), np.float32) for i in range(leaves)}
+      for item in ("params", "mu", "nu")
+  }
+
+
+@jax.jit
+def advanced(state):
+  """Other numbers, in new arrays, as a training step leaves them."""
+  return jax.tree.map(lambda leaf: leaf * 1.0001, state)
+
+
+def copy_to_host(state) -> None:
+  for leaf in jax.tree.leaves(state):
+    np.array(leaf, copy=True)
+
+
+def save(checkpoints, step: int, state: dict) -> None:
+  meta = {"config": {}, "examples_seen": step, "metrics": {}, "versions": {}}
+  training = {"mu": state["mu"], "nu": state["nu"]}
+  assert checkpoints.save(step, params=state["params"], training=training, meta=meta)
+
+
+def timed(function, *arguments) -> float:
+  began = time.perf_counter()
+  function(*arguments)
+  return time.perf_counter() - began
+
+
+def write_in_sequence(path: pathlib.Path, size: int) -> None:
+  """As many bytes as a disk takes at its best: one file, large blocks, flushed, then removed."""
+  block = np.random.default_rng(0).bytes(_BLOCK)
+  with open(path, "wb", buffering=0) as file:
+    for start in range(0, size, _BLOCK):
+      file.write(block[: min(_BLOCK, size - start)])
+    os.fsync(file.fileno())
+  path.unlink()
+
+
+def resident() -> int:
+  """Bytes of this process in memory."""
+  return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+class Peak:
+  """A context; `above`: the most resident bytes in it over those at its begin."""
+
+  def __enter__(self):
+    self.above, self._before, self._ended = 0, resident(), threading.Event()
+    self._thread = threading.Thread(target=self._watch)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *_):
+    self._ended.set()
+    self._thread.join()
+
+  def _watch(self):
+    while not self._ended.wait(0.005):
+      self.above = max(self.above, resident() - self._before)
+
+
+class Clock:
+  """Looks on while `manifest.write` commits a save: what was flushing, what hashing."""
+
+  def __init__(self):
+    self._found, self._lock, self._began = {}, threading.Lock(), 0.0
+    for name, key, clock in (
+        ("_leave_cache", "flushed", time.perf_counter), ("_measured", "hashed", time.thread_time),
+    ):
+      setattr(manifest, name, self._timed(getattr(manifest, name), key, clock))
+    write = manifest.write
+
+    def first(*arguments):  # Orbax has finished
+      self._found["orbax"] = time.perf_counter() - self._began
+      write(*arguments)
+
+    manifest.write = first
+
+  def _timed(self, function, key: str, clock):
+    def timed_(*arguments):
+      began = clock()
+      result = function(*arguments)
+      with self._lock:
+        self._found[key] = self._found.get(key, 0.0) + clock() - began
+        if key == "hashed":
+          self._found["bytes"] = self._found.get("bytes", 0) + result["bytes"]
+      return result
+
+    return timed_
+
+  def begin(self) -> None:
+    self._found, self._began = {}, time.perf_counter()
+
+  def end(self) -> dict[str, float]:
+    """Seconds: "written" by Orbax and flushed, "hashed" of a core's time, until "committed"; and
+    the "bytes" of all files."""
+    return {
+        "written": self._found["orbax"] + self._found["flushed"],
+        "hashed": self._found["hashed"], "bytes": self._found["bytes"],
+        "committed": time.perf_counter() - self._began,
+    }
+
+
+if __name__ == "__main__":
+  main()
