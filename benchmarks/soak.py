@@ -137,7 +137,7 @@ def strike(run: Run, fault: Fault, dice) -> None:
   fault.seconds = round(time.monotonic() - began, 1)
   run.damaged = None
   if words:
-    run.check(run.until(run.says(*words), seconds=60), f"did not say {' ... '.join(words)}")
+    run.check(run.until(run.says(*words), seconds=300), f"did not say {' ... '.join(words)}")
 
 
 def compared(run: Run, reference: Run) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ class Run:
   def __init__(self, directory: pathlib.Path, *, total: int, every: int, starting: float = 600.0):
     """Nothing is started yet; of `total` steps, with a checkpoint `every` so many."""
     self.directory, self.total, self.every, self.starting = directory, total, every, starting
-    self.watchdog = math.ceil(max(8, starting / 2))  # a start may take four times that
+    self.watchdog = math.ceil(max(10, starting))  # a start may take four times that
     self.evaluate_every = max(2, every * 3 // 2)
     self._command = [
         sys.executable, "-m", "vit_jax", "train", *_MODEL, f"--workdir={directory}",
