@@ -127,7 +127,7 @@ def strike(run: Run, fault: Fault, dice) -> None:
   """Waits for the fault's moment, does it, and waits until the run trains again."""
   if not run.until(lambda: run.step() >= fault.due and len(run.committed()) > 1):
     return
-  fault.step, run.fault = run.step(), fault
+  run.strikes(fault)
   words = KINDS[fault.kind](run, dice)
   began = time.monotonic()
   if run.process.poll() is not None:
@@ -136,8 +136,8 @@ def strike(run: Run, fault: Fault, dice) -> None:
   run.until(lambda: run.step() > before)
   fault.seconds = round(time.monotonic() - began, 1)
   run.damaged = None
-  if words:
-    run.check(run.until(run.says(*words), seconds=300), f"did not say {' ... '.join(words)}")
+  if words and not run.until(run.says(*words), seconds=300):
+    fault.broken.append(f"did not say {' ... '.join(words)}")
 
 
 def compared(run: Run, reference: Run) -> tuple[list[str], list[str]]:

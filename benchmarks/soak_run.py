@@ -66,17 +66,22 @@ class Run:
     self.damaged: int | None = None
     self.process: subprocess.Popen | None = None
     self._reached = 0  # the last step logged that still counts
+    self._said: list[str] = []
+
+  def strikes(self, fault: Fault) -> None:
+    """From now on what is noticed is this one's, and `says` is about what comes."""
+    self.fault, fault.step, self._said = fault, self.step(), []
 
   def start(self) -> None:
     good = [step for step in self.committed() if step != self.damaged]
-    self._newest, self._said = max(good, default=0), []
+    self._newest = max(good, default=0)
     self._started, self._heard = time.time(), time.monotonic()
     self.process = subprocess.Popen(
         self._command, env=_environment(self.directory.parent / "programs"), text=True,
         errors="replace", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    self._reader = threading.Thread(target=self._listen, args=(self.process.stdout, self._said))
+    self._reader = threading.Thread(target=self._listen, args=(self.process.stdout,))
     self._reader.start()
 
   def send(self, number: signal.Signals) -> None:
@@ -123,7 +128,7 @@ class Run:
       self.fault.broken.append(otherwise)
 
   def says(self, *words: str):
-    """For `until`: whether one line since the last start has all of the words."""
+    """For `until`: whether one line since the last fault has all of the words."""
     return lambda: any(all(word in line for word in words) for line in self._said[:])
 
   def step(self) -> int:
@@ -174,12 +179,12 @@ class Run:
   def _last_words(self) -> str:
     return " ".join(self._said[-3:])
 
-  def _listen(self, stream, said: list[str]) -> None:
+  def _listen(self, stream) -> None:
     """In a thread: keeps what is said, and compares what a start goes on from."""
     with (self.directory.parent / "output.log").open("a", buffering=1) as log:
       for line in stream:
         self._heard = time.monotonic()
-        said.append(" ".join(line.split()))
+        self._said.append(" ".join(line.split()))
         log.write(line)
         if match := re.match(r"resume: from step (\d+) of", line):
           step = int(match[1])
