@@ -16,6 +16,7 @@ import traceback
 from vit_jax import __version__
 from vit_jax.interop.targets import TARGETS
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, redacted
+from vit_jax.observe.stderr import forgiving_stderr
 
 # Of `data.prepare.run`, which is not imported for --help.
 _SOURCES = ("imagefolder", "tar", "webdataset", "parquet", "imagenet", "tfds")
@@ -25,6 +26,7 @@ _REF = (
 )
 
 
+@forgiving_stderr()
 def main(argv: list[str] | None = None) -> None:
   """Runs a verb and leaves with its exit code: 0 done, 2 usage or config, 3 data, 4 non-finite
   training, 5 checkpoint, 75 preempted or a peer lost (start me again)."""

@@ -1,6 +1,7 @@
 """A run whose disk misbehaves says so, keeps its last good checkpoint, tries again, and goes on."""
 
 import json
+import subprocess
 
 import disks
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from vit_jax.checkpoint import manifest
 from vit_jax.loading import load
 from vit_jax.observe.metrics import read_metrics
+from test_resume import COMMAND, environment
 
 SHORT = ("--config.total=400 steps", "--config.evaluate.every=0 steps",
          "--config.log_every=20 steps", "--config.checkpoint.every=20 steps")
@@ -139,3 +141,15 @@ def test_checkpoints_that_disappear(tmp_path):
     run.until(run.says("warning: Step", "has disappeared from", "not by this run's doing"))
     assert run.ends() == 0
     assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_the_messages(tmp_path):
+  """Where stderr is a file, as under nohup; the run itself lies elsewhere."""
+  command = (*COMMAND, f"--workdir={tmp_path / 'run'}", *SHORT, "--config.total=40 steps")
+  with open("/dev/full", "w") as full:
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=full, timeout=600
+    )
+  assert done.returncode == 0
+  assert load(tmp_path / "run").step == 40
