@@ -140,6 +140,7 @@ MAY_BE_NONE = {
     "optimizer.learning_rate_batch_size", "optimizer.layer_decay", "optimizer.moment_dtype",
     "init.checkpoint", "fork.checkpoint", "skip.spike_factor", "evaluate.split",
     "evaluate.batch_size", "checkpoint.best_metric", "mesh.replica", "watchdog", "checkpoint.grace",
+    "checkpoint.local",
 }
 
 

@@ -96,7 +96,7 @@ ELSEWHERE = {
     "model.position_interpolation": "models/test_positions (only of a checkpoint)",
     "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
     "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
-    "checkpoint.retries": "faults/test_disks",
+    "checkpoint.retries": "faults/test_disks", "checkpoint.local": "faults/test_local_tier",
     "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
     "watchdog": "faults/test_hangs", "checkpoint.grace": "faults/test_preempted",
 }

@@ -64,6 +64,12 @@ class WriteFailed(CheckpointError):
   """Something of a run could not be written, though the same might succeed later."""
 
 
+class SaveLost(WriteFailed):
+  """One of several processes could not save: start all again, from the last good checkpoint."""
+
+  exit_code = 75
+
+
 class Preempted(VitJaxError):
   """The run was asked to stop and saved its state: the same command continues it."""
 

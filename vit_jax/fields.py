@@ -347,6 +347,9 @@ FIELDS = {
         "0 steps", RUNTIME, "besides, the first checkpoint of each such interval; 0: none",
         units=_ANY_UNIT,
     ),
+    "checkpoint.local": Field(
+        None, RUNTIME, "directory on a fast disk to save to first; the run gets a copy of it", str
+    ),
     "checkpoint.retries": Field(
         10, RUNTIME, "attempts after a failed save, 1, 2, 4, ... seconds apart", minimum=0
     ),

@@ -21,6 +21,7 @@ from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.checkpoint.tiers import Tiers
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
@@ -103,6 +104,14 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
             confirm_owner=run.confirm_lock,
         )
     )
+    if config.checkpoint.local:
+      token = info.get("local_tier") if info else None
+      checkpoints = stack.enter_context(
+          Tiers(
+              checkpoints, config.checkpoint.local, token=token,
+              retries=config.checkpoint.retries, confirm_owner=run.confirm_lock,
+          )
+      )
     notes, last_step = checkpoints.recover(strict=strict) if info else ([], None)
     parent = fork.find_parent(config, info) if last_step is None else None
     config = fork.inherit(config, parent)
@@ -173,6 +182,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
           "evaluation_split": evaluated.split,
           "best_metric": best,
           "retention": checkpoints.policy.to_json(),
+          "local_tier": config.checkpoint.local and checkpoints.token,
           "total_steps": plan.total_steps,
           "environment": environment,
       })
@@ -304,6 +314,7 @@ def _loop(
     while not saves.settled():
       watchdog.enter("the last save", step, patient=True)
       run_state.save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
+    checkpoints.finish(complete=step == total)
     if session:
       session.seen(step, last=True)
 

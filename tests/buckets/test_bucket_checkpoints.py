@@ -1,6 +1,7 @@
 """Checkpoints in a bucket: Orbax writes through TensorStore, everything else through gcsfs."""
 
 import json
+import shutil
 
 from emulator import Fault
 import jax
@@ -13,6 +14,7 @@ from vit_jax.bucket.path import BucketPath, place
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.retention import Policy
 from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.checkpoint.tiers import Tiers
 from vit_jax.cli import main
 from vit_jax.errors import CheckpointError, ConfigError
 
@@ -102,6 +104,29 @@ def test_training_goes_on_below_a_damaged_step(emulator, bucket, directory):
   assert steps_in(emulator, bucket) == ["10", "15", "20", "20.corrupt", "30.corrupt", "30.corrupt2"]
   kept = emulator.names(bucket, "run/checkpoints/30.corrupt/")
   assert kept == [name.replace("/30/", "/30.corrupt/") for name in damaged]
+
+
+def test_a_local_tier_is_copied_to_the_bucket(emulator, bucket, directory, tmp_path):
+  """What others read is the bucket; a lost machine takes nothing with it."""
+  token = None
+  for lost in (False, False, True):
+    with Checkpoints(directory, keep_latest=2) as remote:
+      more = {"token": token, "retries": 1, "confirm_owner": lambda: None}
+      with Tiers(remote, str(tmp_path), **more) as tiers:
+        token = tiers.token
+        notes, step = tiers.recover()
+        assert not notes and (step is None or restored(tiers, step))
+        assert save(tiers, (step or 0) + 1)
+        tiers.finish(complete=False)
+        assert emulator.names(bucket, f"run/checkpoints/{(step or 0) + 1}/manifest.json")
+    if lost:
+      shutil.rmtree(tmp_path)
+      tmp_path.mkdir()
+  with Checkpoints(directory, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [2, 3] and checkpoints.verify(3) == []
+    np.testing.assert_array_equal(checkpoints.restore_params(3)[0]["kernel"], tree(3)["kernel"])
+  with Checkpoints(directory, keep_latest=2) as checkpoints:
+    assert checkpoints.recover().step == 3 and restored(checkpoints, 3) and save(checkpoints, 4)
 
 
 @pytest.mark.parametrize("moment", ["copying", "deleting"])

@@ -1,9 +1,11 @@
 """A run whose disk misbehaves says so, keeps its last good checkpoint, tries again, and goes on."""
 
 import json
+import resource
 import subprocess
 
 import disks
+import killer
 import pytest
 
 from vit_jax.checkpoint import manifest
@@ -153,3 +155,24 @@ def test_a_full_disk_under_the_messages(tmp_path):
     )
   assert done.returncode == 0
   assert load(tmp_path / "run").step == 40
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("whose", [0, 1])
+def test_the_disk_of_one_of_two_processes(tmp_path, whose):
+  """Both leave with what has a launcher start them again; the last good checkpoint stays."""
+  run = tmp_path / "run"
+  command = ("--config=quickstart", *killer.MODEL, *SHORT, "--config.total=80 steps")
+  with killer.Life(command, run, processes=2) as life:
+    assert life.until(lambda path: killer.committed(path) >= 20)
+    full = (0, resource.RLIM_INFINITY)
+    resource.prlimit(life.processes[whose].pid, resource.RLIMIT_FSIZE, full)
+    ended = life.ended()
+  assert ended[whose].code == 75, ended[whose].err
+  assert ended[1 - whose].code in (75, -6), ended[1 - whose].err
+  assert "Start all processes again" in ended[whose].err
+  kept = killer.committed(run)
+  assert not manifest.problems(run / "checkpoints" / str(kept))
+  killer.finish(command, run, processes=2)
+  assert load(run).step == 80

@@ -182,6 +182,11 @@ class BucketPath(gpath.PosixGPath):
   def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
     """Nothing: a bucket has no directories."""
 
+  def upload(self, source: str | os.PathLike) -> None:
+    """Replaces the object by the content of a local file."""
+    with as_os_errors(self):
+      files(self).put_file(os.fspath(source), os.fspath(self))
+
   def copy_to(self, target: "BucketPath") -> None:
     """Copies the object within the storage service."""
     with as_os_errors(self):

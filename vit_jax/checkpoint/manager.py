@@ -54,6 +54,7 @@ class Checkpoints:
       keep_every: retention.Every = retention.Every(),
       read_only: bool = False,
       confirm_owner: Callable[[], None] | None = None,
+      on_commit: Callable[[], None] | None = None,
   ):
     """Nothing is read or written yet.
 
@@ -65,12 +66,15 @@ class Checkpoints:
       read_only: for whoever does not own the run.
       confirm_owner: is called by process 0 just before a step is committed; raises a ConfigError,
         which `save`, `check` and `wait` then raise, where this process may no longer write.
+      on_commit: is called by process 0 once a step is committed, in the thread that did it, in
+        place of `retain`.
     """
     self.directory = absolute(directory)
     self.policy = retention.Policy(keep_latest, best_metric, keep_every)
     self._saved: dict[int, retention.Saved] = {}  # of the manifests that were read
     self._read_only = read_only
     self._confirm_owner = confirm_owner
+    self._on_commit = on_commit or self.retain
     self._orbax = None
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
@@ -91,7 +95,7 @@ class Checkpoints:
       found = recovery.step_directories(self.directory)
       return [step for step, path in found.items() if manifest.exists(path)]
     except OSError as error:
-      raise CheckpointError(f"{self.directory} cannot be read: {_reason(error)}") from error
+      raise CheckpointError(f"{self.directory} cannot be read: {reason(error)}") from error
 
   def latest(self) -> int | None:
     """The newest committed step."""
@@ -99,7 +103,37 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The committed step with the best metric, the earliest of equals; None if none has it."""
-    return self.policy.best(self._read_saved()) if self.policy.best_metric else None
+    return self.policy.best(self.saved()) if self.policy.best_metric else None
+
+  def saved(self) -> dict[int, retention.Saved]:
+    """What the manifests of the committed steps say, each read once."""
+    steps = self.steps()
+    for step in [step for step in steps if step not in self._saved]:
+      try:
+        self._saved[step] = retention.Saved.of(manifest.read(self._path(step)))
+      except CheckpointError:
+        self._saved[step] = retention.Saved()  # It cannot win; whoever restores the step is told.
+    return {step: self._saved[step] for step in steps}
+
+  def retain(self) -> None:
+    """Deletes what the policy does not keep.
+
+    What cannot be deleted is said, and tried again after the next save: this one is committed.
+    """
+    before = set(self._saved)
+    try:
+      saved = self.saved()
+      if lost := sorted(before - set(saved)):
+        print(
+            f"warning: Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and"
+            " not by this run's doing.", file=sys.stderr, flush=True,
+        )
+      self._saved = saved
+      for step in self.policy.superfluous(saved):
+        del self._saved[step]
+        retention.delete(self._path(step))
+    except (OSError, CheckpointError) as error:
+      print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.
@@ -183,6 +217,11 @@ class Checkpoints:
     self._discard(self._saving)
     raise error
 
+  def finish(self, *, complete: bool) -> None:
+    """Waits until everything is where it is to stay; `complete` when no save will follow."""
+    del complete  # Nothing is there but the run's own.
+    self.wait()
+
   def close(self) -> None:
     """Waits for the last save and frees Orbax's threads.
 
@@ -197,12 +236,16 @@ class Checkpoints:
         self._orbax.close()
         self._orbax = None
 
-  def recover(self, *, strict: bool = False) -> recovery.Recovery:
+  def recover(self, *, strict: bool = False, beyond: int = -1) -> recovery.Recovery:
     """Puts the directory in order before training: `(notes, newest good step or None)`.
 
     Removes left-over temporary directories and steps that were never committed; moves steps
     that fail verification, newest first, to STEP.corrupt until one is good.  The notes, one
     sentence a change, are process 0's.
+
+    Args:
+      strict: whether to raise where the newest step is damaged, rather than set it aside.
+      beyond: a step up to which none is verified, or returned, because a good one is at hand.
 
     Raises:
       CheckpointError: something cannot be removed or renamed; or, if `strict`, the newest step is
@@ -214,7 +257,7 @@ class Checkpoints:
 
     def put_in_order() -> int:
       try:
-        found, step = recovery.recover(self.directory, strict=strict)
+        found, step = recovery.recover(self.directory, strict=strict, beyond=beyond)
       except OSError as error:
         raise CheckpointError(
             f"{self.directory} cannot be put in order: {error}. Make it writable for this user,"
@@ -311,7 +354,7 @@ class Checkpoints:
     return self.directory / str(step)
 
   def _manager(self) -> ocp.CheckpointManager:
-    """Orbax's manager, which keeps everything: what goes is decided in `_retain`."""
+    """Orbax's manager, which keeps everything: what goes is decided in `retain`."""
     if self._orbax is None:
       late_callbacks.silence()
       policies = ocp.checkpoint_managers
@@ -364,42 +407,12 @@ class Checkpoints:
         if self._confirm_owner is not None:
           self._confirm_owner()
         manifest.write(self._path(step), content)
-        self._retain()
+        self._on_commit()
     except (ConfigError, PeerLost) as error:  # of `confirm_owner`, of a barrier
       self._error = error
     except Exception as error:  # pylint: disable=broad-exception-caught
       self._error = self._failed_to_save(step, error)
       self._error.__cause__ = error
-
-  def _read_saved(self) -> dict[int, retention.Saved]:
-    """What the manifests of the committed steps say, each read once."""
-    steps = self.steps()
-    for step in [step for step in steps if step not in self._saved]:
-      try:
-        self._saved[step] = retention.Saved.of(manifest.read(self._path(step)))
-      except CheckpointError:
-        self._saved[step] = retention.Saved()  # It cannot win; whoever restores the step is told.
-    return {step: self._saved[step] for step in steps}
-
-  def _retain(self) -> None:
-    """Deletes what the policy does not keep.
-
-    What cannot be deleted is said, and tried again after the next save: this one is committed.
-    """
-    before = set(self._saved)
-    try:
-      saved = self._read_saved()
-      if lost := sorted(before - set(saved)):
-        print(
-            f"warning: Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and"
-            " not by this run's doing.", file=sys.stderr, flush=True,
-        )
-      self._saved = saved
-      for step in self.policy.superfluous(saved):
-        del self._saved[step]
-        retention.delete(self._path(step))
-    except (OSError, CheckpointError) as error:
-      print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
 
   def _discard(self, step: int) -> None:
     """Removes what a failed save has left, which may be what fills the disk.
@@ -427,7 +440,7 @@ class Checkpoints:
       earlier = []
     last = f"Step {earlier[-1]} is there still" if earlier else "There is no earlier one"
     return WriteFailed(
-        f"Saving step {step} to {self._path(step)} failed: {_reason(error)}. {last}. Make room"
+        f"Saving step {step} to {self._path(step)} failed: {reason(error)}. {last}. Make room"
         " or restore access there"
     )
 
@@ -482,7 +495,7 @@ class Checkpoints:
       raise self._failed_to_read(step, error) from error
 
   def _failed_to_read(self, step: int, error: BaseException) -> CheckpointError:
-    return CheckpointError(f"{self._path(step)} cannot be read: {_reason(error)}")
+    return CheckpointError(f"{self._path(step)} cannot be read: {reason(error)}")
 
 
 def _as_numpy(stored):
@@ -499,7 +512,7 @@ def _json_copy(meta: dict) -> dict:
   return json.loads(json.dumps({**meta, "metrics": metrics}, allow_nan=False))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
   """The operating system's words, or a bucket's, where the error or what caused it has them; on one
   line."""
   if said := failures.reason(error):
@@ -510,7 +523,8 @@ def _reason(error: BaseException) -> str:
     stated = re.search(r"os_error_code='(\d+)'", str(seen))
     code = int(stated[1]) if stated else getattr(seen, "errno", None)
     if code is not None:
-      return f"{os.strerror(code)} ({errno.errorcode.get(code, code)})"
+      text = getattr(seen, "strerror", None) or os.strerror(code)
+      return f"{text} ({errno.errorcode.get(code, code)})"
     seen = seen.__cause__ or seen.__context__
   text = " ".join(str(error).split()) or type(error).__name__
   return text if len(text) <= 400 else text[:400] + " ..."

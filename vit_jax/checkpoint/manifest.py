@@ -42,7 +42,7 @@ def exists(directory: epath.Path) -> bool:
   return (directory / NAME).exists()
 
 
-def write(directory: epath.Path, content: dict) -> None:
+def write(directory: epath.Path, content: dict, *, copy_of: dict | None = None) -> None:
   """Hashes all files of `directory`, as they are read back from there, and commits it.
 
   On a disk they are flushed and read past the system's cache, so that what is hashed is what would
@@ -51,9 +51,11 @@ def write(directory: epath.Path, content: dict) -> None:
   Args:
     directory: a finished step of Orbax.
     content: JSON-able; stored beside "files", {relative path: {"bytes": int, "hash": hex}}.
+    copy_of: the "files" that it must have, or None.
 
   Raises:
-    OSError: a file cannot be read, or the manifest not written, or not read back as written.
+    OSError: a file cannot be read, or the manifest not written, or not read back as written; or a
+      file is not as in `copy_of`.
   """
   found = _files(directory)
   if not is_bucket(directory):
@@ -62,6 +64,10 @@ def write(directory: epath.Path, content: dict) -> None:
   # A disk is left to the training.
   with futures.ThreadPoolExecutor(_AT_ONCE if is_bucket(directory) else 1) as pool:
     files = dict(zip(found, pool.map(_measured, found.values())))
+  if copy_of is not None and files != copy_of:
+    wrong = sorted(name for name in files.keys() | copy_of.keys()
+                   if files.get(name) != copy_of.get(name))
+    raise OSError(errno.EIO, f"{wrong[0]} is not as in the original", str(directory))
   text = _text({**content, "files": files})
   atomic.write_text(directory / NAME, text)
   if (directory / NAME).read_bytes() != text.encode("ascii"):

@@ -30,7 +30,7 @@ def step_directories(directory: epath.Path) -> dict[int, epath.Path]:
   return dict(sorted(found.items()))
 
 
-def recover(directory: epath.Path, *, strict: bool = False) -> Recovery:
+def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) -> Recovery:
   """Removes what was never committed and sets damaged steps aside as STEP.corrupt.
 
   Orbax refuses to save a step below the newest that it sees, so an unusable step must not keep
@@ -38,6 +38,7 @@ def recover(directory: epath.Path, *, strict: bool = False) -> Recovery:
 
   Args:
     strict: whether to raise where the newest step is damaged, rather than set it aside.
+    beyond: the step at which verification ends, too, with no good one found.
 
   Raises:
     OSError: something cannot be removed or renamed.
@@ -55,7 +56,7 @@ def recover(directory: epath.Path, *, strict: bool = False) -> Recovery:
     if not manifest.exists(path):
       path.rmtree()
       notes.append(f"Removed {path}, whose save never finished.")
-  committed = [step for step, path in steps.items() if path.exists()]
+  committed = [step for step, path in steps.items() if step > beyond and path.exists()]
   for step in reversed(committed):
     problems = manifest.problems(steps[step])
     if not problems:
@@ -66,7 +67,7 @@ def recover(directory: epath.Path, *, strict: bool = False) -> Recovery:
           f" {'; '.join(problems)}. Copy it again from where it is intact, or leave out --strict to"
           " go on from the newest that is good"
       )
-    aside = _set_aside(steps[step])
+    aside = set_aside(steps[step])
     notes.append(f"Step {step} is damaged ({summary(problems)}): moved to {aside}.")
   return Recovery(notes, None)
 
@@ -91,7 +92,7 @@ def summary(problems: list[str], *, listed: int = 3) -> str:
   return f"{text}; and {more} more" if more > 0 else text
 
 
-def _set_aside(path: epath.Path) -> epath.Path:
+def set_aside(path: epath.Path) -> epath.Path:
   """Renames a step's directory and returns the new one.
 
   In a bucket every object is copied, within the storage service, and then deleted; the manifest is

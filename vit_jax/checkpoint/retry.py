@@ -7,11 +7,16 @@ from typing import Callable
 import jax
 
 from vit_jax.checkpoint.manager import Checkpoints
-from vit_jax.errors import WriteFailed
+from vit_jax.errors import SaveLost, WriteFailed
 
 _LONGEST = 600.0  # seconds between two attempts
 _SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
 _STALLED = 1.0  # seconds that training waited for the save before
+
+
+def pause(failures: int) -> float:
+  """Seconds to wait after so many failures in a row, 1 and more."""
+  return min(2.0 ** (failures - 1), _LONGEST)
 
 
 class Saves:
@@ -19,8 +24,8 @@ class Saves:
 
   A save that fails is said at once, and tried again with the state of then: 1 s later, then 2 s, 4
   s, ... up to 10 minutes after the attempt before.  Until one succeeds, no other falls due but the
-  run's last.  Of several processes one alone may see its disk fail, and none waits for another's:
-  with them the first failure is the last.
+  run's last.  Of several processes one alone may see its disk fail, while the others save: there
+  the first failure ends all of them, with the exit code on which a launcher starts them again.
   """
 
   def __init__(
@@ -30,12 +35,13 @@ class Saves:
 
     Args:
       checkpoints: where to; nobody else saves there.
-      retries: attempts after the first one that failed; past them each method raises WriteFailed.
+      retries: attempts after the first one that failed; past them each method raises WriteFailed,
+        of several processes SaveLost at once.
       before: is called before each save; its WriteFailed makes this a save that failed.
     """
     self._checkpoints = checkpoints
     self._before = before
-    self._retries = retries if jax.process_count() == 1 else 0
+    self._retries = retries
     self._failures = 0  # since the last that succeeded
     self._next = 0.0  # when to try again
     self._begun = 0.0
@@ -74,12 +80,13 @@ class Saves:
 
   def check(self) -> None:
     """Says how the save in the background went, or that it takes long; never waits."""
-    if not self._checkpoints.saving:
-      return
+    saving = self._checkpoints.saving
     try:
       self._checkpoints.check()
     except WriteFailed as error:
       self._failed(error)
+      return
+    if not saving:
       return
     if not self._checkpoints.saving:
       self._succeeded()
@@ -101,15 +108,19 @@ class Saves:
 
   def _failed(self, error: WriteFailed) -> None:
     self._failures += 1
+    if jax.process_count() > 1:
+      raise SaveLost(
+          f"{error}. Start all processes again; the same command continues the run"
+      ) from error
     if self._failures > self._retries:
       raise WriteFailed(
           f"{error}, then repeat the command"
           + (f". It was tried {self._failures} times" if self._retries else "")
       ) from error
-    pause = min(2.0 ** (self._failures - 1), _LONGEST)
-    self._next = time.monotonic() + pause
+    seconds = pause(self._failures)
+    self._next = time.monotonic() + seconds
     _say(
-        f"{error}. Training goes on; the save is tried again in {pause:.0f} s (retry"
+        f"{error}. Training goes on; the save is tried again in {seconds:.0f} s (retry"
         f" {self._failures} of {self._retries})"
     )
 

@@ -1,0 +1,289 @@
+"""A fast local tier and the run's own directory: what is lost in one is found in the other."""
+
+import json
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+from small_saves import make, save
+
+from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.tiers import Tiers
+from vit_jax.errors import CheckpointError, ConfigError
+
+
+class Run:
+  """The two directories of one run; each start gets the token of the one before."""
+
+  def __init__(self, path):
+    self.remote, self.place = path / "run" / "checkpoints", path / "fast"
+    self.token, self.retries, self.more = None, 3, {}
+    self.remote.parent.mkdir()
+
+  def start(self, *, confirm_owner=lambda: None) -> Tiers:
+    remote = Checkpoints(self.remote, **({"keep_latest": 2} | self.more))
+    tiers = Tiers(
+        remote, str(self.place), token=self.token, retries=self.retries,
+        confirm_owner=confirm_owner,
+    )
+    self.token = tiers.token
+    return tiers
+
+  @property
+  def local(self):
+    (found,) = self.place.iterdir()
+    return found
+
+  def steps(self) -> tuple[list[int], list[int]]:
+    """Committed steps in the local tier and in the remote."""
+    return tuple(
+        sorted(int(path.parent.name) for path in place.glob("[0-9]*/manifest.json")
+               if path.parent.name.isdigit())
+        for place in (self.local, self.remote)
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+  return Run(tmp_path)
+
+
+def settle(tiers):
+  tiers.finish(complete=False)
+
+
+def restored(tiers, step) -> bool:
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), make(step, 1)
+  )
+  params, training, meta = tiers.restore(step, params=wanted, training=wanted)
+  np.testing.assert_array_equal(params["kernel"], make(step, 1)["kernel"])
+  np.testing.assert_array_equal(training["kernel"], make(step, 1)["kernel"])
+  return meta["examples_seen"] == step
+
+
+def damage(directory) -> None:
+  path = max(directory.glob("params/d/*"), key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def saved(run, *steps) -> None:
+  with run.start() as tiers:
+    for step in steps:
+      assert save(tiers, step, 1)
+      tiers.wait()
+      settle(tiers)
+
+
+def test_a_save_lies_in_both_with_the_same_bytes(run):
+  run.more = {"keep_latest": 2}
+  with run.start() as tiers:
+    assert tiers.recover() == ([], None)
+    for step in (1, 2, 3):
+      assert save(tiers, step, 1)
+    settle(tiers)
+    assert run.steps() == ([3], [2, 3]) and tiers.latest() == 3
+  assert manifest.read(run.local / "3") == manifest.read(run.remote / "3")
+  assert manifest.problems(run.remote / "3") == []
+  with Checkpoints(run.remote, read_only=True) as checkpoints:
+    np.testing.assert_array_equal(
+        checkpoints.restore_params(3)[0]["kernel"], make(3, 1)["kernel"]
+    )
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the machine", "a bit here", "a bit there", "both"])
+def test_the_newest_good_of_both_is_restored(run, lost):
+  saved(run, 1, 2)
+  if lost == "the machine":
+    shutil.rmtree(run.place)
+  if lost in ("a bit here", "both"):
+    damage(run.local / "2")
+  if lost in ("a bit there", "both"):
+    damage(run.remote / "2")
+  with run.start() as tiers:
+    notes, step = tiers.recover()
+    assert step == (1 if lost == "both" else 2)
+    assert restored(tiers, step)
+    damaged = {"a bit here": 1, "both": 2}.get(lost, 0)
+    assert len(notes) == damaged and all("is damaged" in note for note in notes)
+    assert save(tiers, step + 1, 1)
+    settle(tiers)
+    assert run.steps()[0] == [step + 1] and step + 1 in run.steps()[1]
+  with run.start() as tiers:
+    assert tiers.recover() == ([], step + 1)
+
+
+def test_a_step_that_a_kill_left_uncopied_is_restored_and_copied(run):
+  saved(run, 1, 2)
+  shutil.rmtree(run.remote / "2")  # as if killed before
+  with run.start() as tiers:
+    assert tiers.recover() == ([], 2)
+    assert restored(tiers, 2)
+    settle(tiers)
+    assert run.steps() == ([2], [1, 2])
+  (run.remote / "2" / manifest.NAME).unlink()  # in the middle of the copy
+  with run.start() as tiers:
+    (note,), step = tiers.recover()
+    assert step == 2 and "whose save never finished" in note
+    settle(tiers)
+    assert manifest.problems(run.remote / "2") == []
+
+
+def test_strict_refuses_what_is_damaged_in_either(run):
+  saved(run, 1, 2)
+  damage(run.local / "2")
+  with run.start() as tiers:
+    with pytest.raises(CheckpointError, match=f"newest in {run.local}"):
+      tiers.recover(strict=True)
+
+
+def test_a_tier_that_the_run_was_continued_without_is_deleted(run):
+  """Its newest step may lie beyond where the run went on: metrics in between would be lost."""
+  saved(run, 1, 2)
+  shutil.rmtree(run.remote / "2")
+  old = run.token
+  for token in (None, old + 1):
+    before = shutil.copytree(run.place, run.place.with_name("kept"), dirs_exist_ok=True)
+    run.token = token
+    with run.start() as tiers:
+      notes, step = tiers.recover()
+      assert step == 1 and notes[0].startswith(f"Deleted {run.local}: ")
+    shutil.rmtree(run.place)
+    before.rename(run.place)
+  run.token = old
+  with run.start() as tiers:
+    assert tiers.recover() == ([], 2)
+  run.token = old  # run.json was not written any more
+  with run.start() as tiers:
+    assert tiers.recover().step == 2
+
+
+def block(run):
+  run.remote.rename(run.remote.with_name("away"))
+  run.remote.write_text("in the way")
+
+
+def unblock(run):
+  run.remote.unlink()
+  run.remote.with_name("away").rename(run.remote)
+
+
+def test_copying_is_tried_again_while_saves_go_on(run, capsys):
+  saved(run, 1)
+  with run.start() as tiers:
+    tiers.recover()
+    settle(tiers)
+    block(run)
+    for step in (2, 3, 4):
+      assert save(tiers, step, 1)
+      tiers.wait()
+      tiers.check()
+    deadline, said = time.monotonic() + 20, ""
+    while "retry 1 of 3" not in said and time.monotonic() < deadline:
+      time.sleep(0.02)
+      said += capsys.readouterr().err
+    assert f"warning: Copying {run.local}/2 to {run.remote}/2 failed: " in said and "(ENOTDIR)" in said
+    assert "Training goes on; it is tried again in 1 s (retry 1 of 3)" in said
+    unblock(run)
+    settle(tiers)
+    assert "Copying succeeded again, after" in capsys.readouterr().err
+    assert run.steps() == ([4], [3, 4])
+
+
+def test_a_directory_that_has_gone_is_not_made_anew(run, capsys):
+  """Where a disk was unmounted lies another one."""
+  saved(run, 1)
+  away = run.remote.parent.with_name("away")
+  with run.start() as tiers:
+    run.remote.parent.rename(away)
+    assert save(tiers, 2, 1)
+    tiers.wait()
+    deadline, said = time.monotonic() + 20, ""
+    while "retry 1 of 3" not in said and time.monotonic() < deadline:
+      time.sleep(0.02)
+      said += capsys.readouterr().err
+    assert "(ENOENT)" in said and not run.remote.parent.exists()
+    away.rename(run.remote.parent)
+    settle(tiers)
+    assert run.steps() == ([2], [1, 2])
+
+
+def test_copying_that_stays_impossible_ends_the_run(run):
+  run.retries = 1
+  with pytest.raises(CheckpointError, match="then repeat the command. It was tried 2 times"):
+    with run.start() as tiers:
+      tiers.recover()
+      settle(tiers)
+      run.remote.write_text("in the way")
+      assert save(tiers, 1, 1)
+      settle(tiers)
+  assert sorted(int(path.parent.name) for path in run.local.glob("*/manifest.json")) == [1]
+  run.remote.unlink()
+  with run.start() as tiers:
+    assert tiers.recover() == ([], 1)
+    settle(tiers)
+    assert run.steps() == ([1], [1])
+
+
+def test_what_the_near_disk_damaged_is_not_copied(run, capsys):
+  with run.start() as tiers:
+    assert save(tiers, 1, 1)
+    settle(tiers)
+    block(run)
+    assert save(tiers, 2, 1)
+    tiers.wait()
+    damage(run.local / "2")
+    unblock(run)
+    settle(tiers)
+    said = capsys.readouterr().err
+    assert f"{run.local / '2'} is damaged (params/d/" in said and "2.corrupt now" in said
+    assert run.steps() == ([1], [1])
+    assert save(tiers, 3, 1)
+    settle(tiers)
+    assert run.steps() == ([3], [1, 3])
+
+
+def test_another_owner_stops_the_copying(run):
+  def confirm():
+    if (run.remote / "1").exists() and (run.remote / "1" / "params").exists():
+      raise ConfigError("another process has taken over")
+
+  with pytest.raises(ConfigError, match="taken over"):
+    with run.start(confirm_owner=confirm) as tiers:
+      assert save(tiers, 1, 1)
+      settle(tiers)
+  assert not (run.remote / "1" / manifest.NAME).exists()
+
+
+def test_a_complete_run_leaves_nothing_on_the_near_disk(run):
+  with run.start() as tiers:
+    assert save(tiers, 1, 1)
+    tiers.finish(complete=True)
+    assert list(run.place.iterdir()) == []
+  assert manifest.problems(run.remote / "1") == []
+
+
+def test_a_near_disk_that_cannot_be_written(run):
+  run.place.write_text("a file")
+  with pytest.raises(ConfigError, match=f"config.checkpoint.local: {run.place}/run-.*cannot be wri"):
+    run.start()
+
+
+def test_a_bucket_is_no_near_disk(run):
+  with pytest.raises(ConfigError, match="config.checkpoint.local is 'gs://b/x': name a directory"):
+    Tiers(
+        Checkpoints(run.remote), "gs://b/x", token=None, retries=1, confirm_owner=lambda: None
+    )
+
+
+def test_the_tokens_are_those_of_the_last_start(run):
+  saved(run, 1)
+  first = run.token
+  saved(run, 2)
+  assert json.loads((run.local / "tokens").read_text()) == [first, run.token]
