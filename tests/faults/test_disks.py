@@ -166,7 +166,7 @@ def test_the_disk_of_one_of_two_processes(tmp_path, whose):
   command = ("--config=quickstart", *killer.MODEL, *SHORT, "--config.total=80 steps")
   with killer.Life(command, run, processes=2) as life:
     assert life.until(lambda path: killer.committed(path) >= 20)
-    full = (0, resource.RLIM_INFINITY)
+    full = (4_000, resource.RLIM_INFINITY)
     resource.prlimit(life.processes[whose].pid, resource.RLIMIT_FSIZE, full)
     ended = life.ended()
   assert ended[whose].code == 75, ended[whose].err

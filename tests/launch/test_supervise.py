@@ -181,7 +181,14 @@ def begin(supervised, plan, options=QUICK) -> subprocess.Popen:
       ["bash", str(REPOSITORY / "launch" / "supervise.sh"), *options, "--", "train",
        f"--workdir={supervised.run}"],
       env=supervised.fake.variables, start_new_session=True, stderr=subprocess.PIPE, text=True,
+      preexec_fn=hear_signals,
   )
+
+
+def hear_signals() -> None:
+  """bash cannot trap what it was started to ignore, as `nohup` and `&` have their commands do."""
+  for number in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(file):

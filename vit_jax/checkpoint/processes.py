@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from typing import Callable
 
 import jax
@@ -56,11 +57,22 @@ def meet(name: str, *, seconds: float = PATIENCE) -> None:
     PeerLost: some have not come in time; they are named.
   """
   if jax.process_count() > 1:
-    barrier(key=f"{name} ({next(_meetings)})", timeout_ms=round(seconds * 1000))
+    _wait(f"{name} ({next(_meetings)})", round(seconds * 1000))
 
 
 def barrier(*, key: str, timeout_ms: int) -> None:
-  """`meet` in the form in which Orbax wants it, also for threads: a key is used once at a time."""
+  """`meet` in the form in which Orbax wants it, also for threads: a key is used once at a time.
+
+  Where a save has failed, Orbax comes here with that exception under way, to tell the others that
+  it has ended.  They wait elsewhere, for what this process has not written, and neither would come
+  to the other: the exception goes on at once, and what it ends tells them.
+  """
+  if (failure := sys.exc_info()[1]) is not None:
+    raise failure
+  _wait(key, timeout_ms)
+
+
+def _wait(key: str, timeout_ms: int) -> None:
   try:
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
   except RuntimeError as error:
