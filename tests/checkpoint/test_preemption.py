@@ -89,6 +89,21 @@ def test_when_the_grace_is_over_the_process_ends(answers, capsys, monkeypatch):
   assert f"last committed step is {'40' if answers else 'not known'}" in said
 
 
+def test_a_signal_that_another_thread_was_given_while_the_main_one_waits(capsys):
+  """As where the process was frozen meanwhile; the main thread then runs no handler."""
+  ended = threading.Lock()
+  ended.acquire()
+
+  def struck():
+    time.sleep(0.2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+  with StopSignal(grace=0.3, last_committed=lambda: 40, end=lambda code: ended.release()):
+    threading.Thread(target=struck).start()
+    assert ended.acquire(timeout=5.0)
+  assert "SIGTERM: the last save did not end within 0.3 s" in capsys.readouterr().err
+
+
 def test_within_the_grace_it_does_not():
   ends = []
   with StopSignal(grace=0.2, last_committed=lambda: None, end=ends.append):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,11 +48,17 @@ class StopSignal:
     self._previous = {}
     self._grace, self._last_committed, self._end = grace, last_committed, end
     self._over = threading.Event()
+    self._bytes: tuple[socket.socket, socket.socket] | None = None
 
   def __enter__(self):
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and not jax.distributed.is_initialized():
       self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+      if self._grace is not None:
+        self._bytes = socket.socketpair()
+        for end in self._bytes:
+          end.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._bytes[1].fileno(), warn_on_full_buffer=False)
     if self._grace is not None:
       # Here, because a thread cannot safely be started where a signal is handled.
       threading.Thread(target=self._limit, name="grace", daemon=True).start()
@@ -59,6 +66,8 @@ class StopSignal:
 
   def __exit__(self, *_):
     self._over.set()
+    if self._bytes:
+      signal.set_wakeup_fd(self._wakeup)
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}
@@ -81,12 +90,31 @@ class StopSignal:
 
   def _limit(self) -> None:
     """In a thread: ends the process when its grace is over."""
-    while not self._over.wait(0.05):
-      if self.requested is not None and time.monotonic() - self._noted > self._grace:
-        self._leave()
-        return
+    heard = None
+    while heard is None or time.monotonic() - heard[1] <= self._grace:
+      if self._over.wait(0.05):
+        break
+      heard = heard or self._heard()
+    else:
+      self._leave(heard[0])
+    for end in self._bytes or ():
+      end.close()
 
-  def _leave(self) -> None:
+  def _heard(self) -> tuple[str, float] | None:
+    """The signal's name and when it came.
+
+    The system may give it to any thread; Python then notes it, but calls `_note` only once the main
+    thread runs, which may be waiting for the very save that hangs.
+    """
+    if self.requested is not None:
+      return self.requested, self._noted
+    with contextlib.suppress(BlockingIOError):
+      for number in self._bytes[0].recv(64) if self._bytes else b"":
+        if number in _SIGNALS:
+          return signal.Signals(number).name, time.monotonic()
+    return None
+
+  def _leave(self, name: str) -> None:
     found = ["not known, for the directory does not answer"]
 
     def ask():
@@ -98,7 +126,7 @@ class StopSignal:
     asking.join(_ASKING)
     last = "none" if found[-1] is None else found[-1]
     print(
-        f"vit-jax: {self.requested}: the last save did not end within {self._grace:g} s "
+        f"vit-jax: {name}: the last save did not end within {self._grace:g} s "
         f"(config.checkpoint.grace). The last committed step is {last}; the same command continues "
         "from there", file=sys.stderr, flush=True,
     )
