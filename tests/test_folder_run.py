@@ -79,6 +79,7 @@ def test_train_evaluate_predict(tmp_path, capsys):
   assert code == 3 and "broken.jpg" in err
 
 
+@pytest.mark.slow
 def test_dirt_is_counted_named_once_and_survived(tmp_path, capsys):
   folder = write_folder(tmp_path / "photos", images=8)
   (folder / "red" / "corrupt.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no JPEG")

@@ -47,6 +47,7 @@ def test_several_labels_are_learned_by_sigmoids(several, tmp_path, capsys):
   assert rows[-1]["eval/validation/examples"] == 16
 
 
+@pytest.mark.slow
 def test_one_batch_for_ever(tmp_path, capsys):
   """Learned by heart in a few steps, without a wait for the input."""
   folder = write_folder(tmp_path / "photos")

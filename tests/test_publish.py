@@ -155,6 +155,7 @@ def test_as_timm_reads_it(run, out):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_repository_with_a_branch_a_step(run, out, hub, capsys):
   pytest.importorskip("transformers")
   options = dict(output=out, license="mit", repo="alice/vit")

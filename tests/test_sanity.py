@@ -54,6 +54,7 @@ def steps_saved(workdir):
     return checkpoints.steps()
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_logged_and_not_saved(tmp_path, poison, capsys):
   poison(1, 4, 5)  # the second, fifth and sixth step
   begin(tmp_path, skip__limit=2)

@@ -131,6 +131,7 @@ def test_a_recipe_without_a_sweep(tmp_path, capsys):
   assert code == 2 and "defines no sweep(arg)" in err
 
 
+@pytest.mark.slow
 def test_runs_of_another_config_are_not_taken_over(recipe, tmp_path, capsys):
   code, _, err = sweep(recipe, tmp_path, "--index=1", "--config.total=2 steps", capsys=capsys)
   assert code == 0, err

@@ -190,6 +190,7 @@ def in_the_middle(directory, moment):
   return any("tmp" in path.name for path in directory.iterdir())
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_saves_loses_nothing_committed(tmp_path):
   committed = []
   for moment in ("writing", "uncommitted", "writing", "uncommitted"):

@@ -188,6 +188,9 @@ def test_random_bits_are_those_of_the_step(one_device, alone):
   assert len({loss(0, 1), loss(1, 1), loss(7, 1), loss(0, 2)}) == 4
 
 
+@pytest.mark.parametrize("mesh", [
+    shape if shape == "mixed" else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES
+], indirect=True)
 def test_initial_parameters_are_the_same_bits_on_every_mesh(mesh, one_device):
   init, shardings = initial_state(mesh)
   params, wanted = init().params, initial_state(one_device)[0]().params
