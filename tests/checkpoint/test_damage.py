@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from small_saves import make, save
 
+from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import CheckpointError
 
@@ -256,3 +257,16 @@ def test_a_full_disk_is_said_and_costs_only_the_step_being_saved(tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     notes, step = checkpoints.recover()
   assert (step, notes) == (3, [])  # nor does a failed save leave anything that fills the disk
+
+
+@pytest.mark.parametrize("files", [
+    {"../outside": {"bytes": 0, "hash": ""}}, {"/etc/passwd": {"bytes": 0, "hash": ""}},
+    {"a": {}}, {"a": 3}, ["a"], None,
+], ids=["outside", "from the root", "no size", "no file", "a list", "nothing"])
+def test_a_manifest_that_is_well_hashed_and_means_no_good(directory, files):
+  """As somebody would write it who means harm; nothing outside of the step is read."""
+  text = manifest._text({"step": 1, "files": files})
+  (directory / "1").mkdir(exist_ok=True)
+  (directory / "1" / manifest.NAME).write_text(text)
+  with pytest.raises(CheckpointError, match="manifest.json"):
+    manifest.read(directory / "1")

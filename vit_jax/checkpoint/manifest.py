@@ -87,7 +87,10 @@ def read(directory: epath.Path) -> dict:
     text = path.read_bytes().decode("ascii")
     content = json.loads(text)
     del content[_OWN_HASH]
-    intact = text == _text(content) and isinstance(content["files"], dict)
+    intact = text == _text(content) and all(
+        _is_inside(name) and set(file) == {"bytes", "hash"}
+        for name, file in content["files"].items()
+    )
   except BucketError:
     raise
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,6 +98,11 @@ def read(directory: epath.Path) -> dict:
   if not intact:
     raise CheckpointError(f"{path} is damaged: it does not match its own hash")
   return content
+
+
+def _is_inside(name: str) -> bool:
+  """Whether a relative path leads to nothing outside of the step."""
+  return not name.startswith("/") and ".." not in name.split("/")
 
 
 def problems(directory: epath.Path) -> list[str]:
