@@ -170,9 +170,9 @@ class Clock:
       setattr(manifest, name, self._timed(getattr(manifest, name), key, clock))
     write = manifest.write
 
-    def first(*arguments):  # Orbax has finished
+    def first(*arguments, **more):  # Orbax has finished
       self._found["orbax"] = time.perf_counter() - self._began
-      write(*arguments)
+      write(*arguments, **more)
 
     manifest.write = first
 

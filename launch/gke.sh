@@ -45,18 +45,34 @@ check_pattern "the verb" "$verb" "run|logs|status|delete" "write run, logs, stat
 ((${#positional[@]} <= 2)) || fail "${positional[2]@Q} is too many: write VERB NAME, then options"
 check_resource_name "NAME, after the verb," "$name" 40
 
+# check_cuboid TOPOLOGY MOST: of v4 and v5p; as vit_jax/parallel/chips.py has them.
+check_cuboid() {
+  local hint="a slice of ${option[tpu]} is 2x2x1, 2x2x2, 2x2x4, 2x4x4, or three multiples of 4 that"
+  local a b c
+  hint+=" do not fall, at most $2 chips"
+  check_pattern --topology "$1" '([1-9][0-9]?x){2}[1-9][0-9]?' "$hint"
+  [[ ! $1 =~ ^(2x2x1|2x2x2|2x2x4|2x4x4)$ ]] || return 0
+  IFS=x read -r a b c <<<"$1"
+  ((a % 4 == 0 && b % 4 == 0 && c % 4 == 0 && a <= b && b <= c && c <= 96 && a * b * c <= $2)) ||
+    fail "--topology is ${1@Q}: $hint"
+}
+
 check_tpu() {
-  local dimensions='[1-9][0-9]*x[1-9][0-9]*' chips=1 side all_on_one
+  local shapes='1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16' chips=1 side most='' all_on_one
   check_pattern --tpu "${option[tpu]}" 'v4|v5e|v5p|v6e' "write v4, v5e, v5p or v6e"
   check_needed topology
   case ${option[tpu]} in
-    v4) accelerator=tpu-v4-podslice dimensions+='x[1-9][0-9]*' all_on_one=4 ;;
+    v4) accelerator=tpu-v4-podslice most=4096 all_on_one=4 ;;
     v5e) accelerator=tpu-v5-lite-podslice all_on_one=8 ;;
-    v5p) accelerator=tpu-v5p-slice dimensions+='x[1-9][0-9]*' all_on_one=4 ;;
+    v5p) accelerator=tpu-v5p-slice most=6144 all_on_one=4 ;;
     v6e) accelerator=tpu-v6e-slice all_on_one=8 ;;
   esac
-  check_pattern --topology "${option[topology]}" "$dimensions" \
-    "write the sides of a ${option[tpu]} slice, such as 4x4 for v5e and v6e or 2x2x2 for v4 and v5p"
+  if [[ $most ]]; then
+    check_cuboid "${option[topology]}" "$most"
+  else
+    check_pattern --topology "${option[topology]}" "$shapes" \
+      "a slice of ${option[tpu]} is one of ${shapes//|/, }"
+  fi
   for side in ${option[topology]//x/ }; do
     chips=$((chips * side))
   done

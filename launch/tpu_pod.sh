@@ -59,11 +59,23 @@ esac
 gcloud=(gcloud compute tpus queued-resources)
 
 check_machines() {
-  local type
+  local type cores most
   check_needed accelerator
   type=${option[accelerator]}
   check_pattern --accelerator "$type" '(v4|v5litepod|v5p|v6e)-[1-9][0-9]*' \
     "write v4-N, v5litepod-N (v5e), v5p-N or v6e-N"
+  cores=${type#*-}
+  case $type in
+    v4-* | v5p-*) # counted in cores, two a chip
+      most=8192
+      [[ $type == v4-* ]] || most=12288
+      [[ $cores =~ ^(8|16|32|64)$ ]] || ((cores % 128 == 0 && cores <= most)) ||
+        fail "--accelerator is ${type@Q}: N, two cores a chip, is 8, 16, 32, 64 or a multiple of 128," \
+          "at most $most"
+      ;;
+    *) check_pattern --accelerator "$type" '[^-]*-(1|4|8|16|32|64|128|256)' \
+      "N is 1, 4, 8, 16, 32, 64, 128 or 256 chips" ;;
+  esac
   check_count slices 1
   [[ -z ${option[spot]:-} || -z ${option[reserved]:-} ]] ||
     fail "--spot and --reserved exclude each other: leave one out"

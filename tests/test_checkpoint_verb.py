@@ -1,4 +1,4 @@
-"""`vit-jax checkpoint list|verify|prune` on runs whose checkpoints are whole, damaged and left over."""
+"""`vit-jax checkpoint list|verify|prune` on runs with whole, damaged and left-over checkpoints."""
 
 import json
 import pathlib

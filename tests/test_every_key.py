@@ -84,7 +84,8 @@ CHANGES = {
 # What shows in the files of a run, below.
 OF_A_RUN = {
     "log_every": "4 steps", "evaluate.every": "4 steps", "checkpoint.every": "4 steps",
-    "checkpoint.keep_latest": 1, "checkpoint.keep_every": "6 steps", "checkpoint.best_metric": "accuracy",
+    "checkpoint.keep_latest": 1, "checkpoint.keep_every": "6 steps",
+    "checkpoint.best_metric": "accuracy",
     "debug.repeat_batch": True,
 }
 # Each is held by the tests that are named, because it shows where neither of the two looks.

@@ -152,7 +152,9 @@ def test_memory_falls_with_the_micro_batch():
     return jax.jit(gradient)
 
   shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((256, 4096), (1024, 256))]
-  whole, part = (micro_batch.step_bytes(step(size), *shapes, device=jax.devices()[0]) for size in (1024, 128))
+  whole, part = (
+      micro_batch.step_bytes(step(size), *shapes, device=jax.devices()[0]) for size in (1024, 128)
+  )
   activations = 1024 * 4096 * 4
   assert whole > activations and part < whole
 

@@ -136,9 +136,8 @@ def format_table(rows: list[dict]) -> str:
     ]
     named = [row["name"]] if row["name"] != str(row["step"]) else []
     rest = ", ".join(named + row["marks"] + metrics)
-    lines.append(
-        f"{row['step']:>9}  {when:<19}  {_size(row['bytes']):>9}  {row['state']:<11}  {rest}".rstrip()
-    )
+    size = _size(row["bytes"])
+    lines.append(f"{row['step']:>9}  {when:<19}  {size:>9}  {row['state']:<11}  {rest}".rstrip())
   return "\n".join(lines)
 
 

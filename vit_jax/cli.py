@@ -206,7 +206,7 @@ it appears; DIR/conversion.json holds the proof.""")
   add("--classes", metavar="MAP", help="keep these classes of the head: imagenet-1k (of "
       "an ImageNet-21k head), or a file with an index or WordNet id a line")
 
-  add = verb("publish", _publish, "Publish steps of a run: directories, a model card, the Hub.", """\
+  add = verb("publish", _publish, "Publish steps of a run: directories, a card, the Hub.", """\
   vit-jax publish --model=runs/flowers@10000,50000,best --output=flowers --license=apache-2.0
   vit-jax publish --model=runs/flowers@best --output=flowers --license=mit --repo=USER/flowers
 Each step is exported and proved as by `vit-jax convert`, into DIR/stepSTEP, and sent to a branch of

@@ -105,7 +105,7 @@ def _not_finite(leaf, *, stacked: bool):
 
 
 def _listed(counts, params) -> list[dict]:
-  """What is not finite, as the forward pass comes to it: path, block or None, count, of how many."""
+  """What is not finite, as the forward pass comes to it: path, block or None, count, of what."""
   found = []
   for (path, count), leaf in zip(
       jax.tree_util.tree_leaves_with_path(counts), jax.tree.leaves(params)

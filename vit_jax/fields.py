@@ -62,7 +62,8 @@ FIELDS = {
     "log_every": Field("50 steps", RUNTIME, "between two progress lines", units=_STEPS),
     "watchdog": Field(
         "30 minutes", RUNTIME, "longest a step may take before it counts as hanging and the run "
-        "ends with exit code 75, showing where; what is no step may take four times that; None: off",
+        "ends with exit code 75, showing where; what is no step may take four times that; "
+        "None: off",
         str, units=durations.TIME_UNITS,
     ),
     # The model.  None: as the checkpoint in init.checkpoint, or the value in brackets.

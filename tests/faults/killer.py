@@ -84,7 +84,7 @@ class Life:
     return True
 
   def begun(self, workdir: pathlib.Path) -> bool:
-    """Whether the run is its first process's now: the moment for `until` before anything is read."""
+    """Whether the run is its first process's now: for `until`, before anything is read."""
     with contextlib.suppress(FileNotFoundError):
       return f"{self.processes[0].pid} on" in (workdir / ".lock").read_text()
     return False

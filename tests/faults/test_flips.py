@@ -1,4 +1,4 @@
-"""One byte of a checkpoint is another, or a file is cut, emptied, gone, new or renamed: it is named."""
+"""A byte of a checkpoint is another, or a file is cut, emptied, gone, new or renamed: it is named."""
 
 import shutil
 

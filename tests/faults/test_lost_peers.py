@@ -13,7 +13,8 @@ import time
 import pytest
 
 from killer import (
-    MODEL, Life, assert_same_run, committed, environment, finish, flags_of, last_step, logged, saving,
+    MODEL, Life, assert_same_run, committed, environment, finish, flags_of, last_step, logged,
+    saving,
 )
 
 pytestmark = pytest.mark.multiprocess

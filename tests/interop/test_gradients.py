@@ -63,7 +63,8 @@ def their_loss(judge, model):
 
 
 @pytest.mark.parametrize("architecture", [
-    name if name.startswith("ViT") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+    name if name.startswith("ViT") else pytest.param(name, marks=pytest.mark.slow)
+    for name in MODELS
 ])
 def test_one_sgd_step_is_ours(architecture, tmp_path):
   model = SMALLER | {"gelu": "erf"} | MODELS[architecture]

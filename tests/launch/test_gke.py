@@ -9,6 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
+from vit_jax.parallel.chips import CHIPS
+
 SCHEMA = json.loads((pathlib.Path(__file__).parent / "jobset.schema.json").read_text())
 TRAIN = ["--", "train", "--config=vit_i1k:B/16", "--workdir=gs://bucket/run"]
 TPU = ["run", "vit", "--image=registry/vit:1", "--tpu=v5e", "--topology=8x8"]
@@ -125,6 +127,17 @@ def test_a_slice_has_a_pod_for_each_of_its_machines(
   }
 
 
+@pytest.mark.parametrize("tpu", ["v4", "v5e", "v5p", "v6e"])
+def test_every_slice_that_can_be_planned_can_be_launched(tpu, cluster):
+  shapes = CHIPS[tpu].shapes()
+  for shape in shapes[:8] + shapes[-1:]:
+    shown = cluster.launch(
+        "gke.sh", "run", "vit", "--image=i", f"--tpu={tpu}",
+        f"--topology={'x'.join(map(str, shape))}", "--dry-run", *TRAIN,
+    )
+    assert shown.returncode == 0, shown.stderr
+
+
 def test_one_gpu_machine_needs_no_coordinator(cluster):
   assert job_of(manifest(cluster, *GPU, *TRAIN))[2]["args"] == TRAIN[1:]
 
@@ -178,7 +191,10 @@ def test_other_verbs_print_and_run_the_same(verb, cluster):
         (["run", "vit", "--image=i"], "neither --tpu nor --gpus", "add --tpu"),
         (["run", "vit", "--image=i", "--tpu=v3", "--topology=4x4"], "'v3'", "v4, v5e"),
         (["run", "vit", "--image=i", "--tpu=v5e"], "--topology is missing", "--topology=VALUE"),
-        (["run", "vit", "--image=i", "--tpu=v5e", "--topology=2x2x2"], "'2x2x2'", "such as 4x4"),
+        (["run", "vit", "--image=i", "--tpu=v5e", "--topology=2x2x2"], "'2x2x2'", "2x4, 4x4"),
+        (["run", "vit", "--image=i", "--tpu=v6e", "--topology=4x2"], "'4x2'", "2x4, 4x4"),
+        (["run", "vit", "--image=i", "--tpu=v5p", "--topology=4x8x4"], "'4x8x4'", "not fall"),
+        (["run", "vit", "--image=i", "--tpu=v4", "--topology=16x16x20"], "'16x16x20'", "4096"),
         (["run", "vit", "--image=i", "--tpu=v5p", "--topology=4x4"], "'4x4'", "2x2x2"),
         ([*TPU, "--chips-per-host=7", *TRAIN], "--chips-per-host=7", "64 chips"),
         ([*TPU, "--gpus=8", *TRAIN], "--gpus does not go", "--tpu, or --gpus"),

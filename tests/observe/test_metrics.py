@@ -143,7 +143,7 @@ def test_a_context_closes_and_keeps_the_first_error(tmp_path):
 
 
 def test_each_step_is_there_once_whatever_is_killed(tmp_path):
-  """Twenty histories of kills: lines torn anywhere behind what was flushed, temporary files left."""
+  """Twenty histories of kills: lines torn behind what was flushed, temporary files left."""
   rng = np.random.default_rng(0)
   for history in range(20):
     run, saved, expected = tmp_path / str(history), 0, {}

@@ -24,7 +24,8 @@ DEPTH, WIDTH, HIDDEN = 4, 64, 256
 MODEL = {
     "model.variant": "Ti/8", "model.width": WIDTH, "model.depth": DEPTH, "model.mlp_dim": HIDDEN,
     "model.num_heads": 8, "model.image_size": 32, "input.batch_size": 32,
-    "input.dataset": "cifar10", "total": "40 steps", "schedule.warmup": "4 steps", "optimizer.weight_decay": 0.1,
+    "input.dataset": "cifar10", "total": "40 steps",
+    "schedule.warmup": "4 steps", "optimizer.weight_decay": 0.1,
     "batch_ops.mixup_alpha": 0.2, "model.dropout": 0.1, "model.scan": True,
 }
 

@@ -64,7 +64,7 @@ def _tensorboard():
   """The modules of tensorboardX that are used, without PyTorch, whose import takes seconds."""
   hidden = "torch" not in sys.modules
   if hidden:
-    sys.modules["torch"] = None  # to import it is an ImportError, of which tensorboardX makes nothing
+    sys.modules["torch"] = None  # To import it is an ImportError, which tensorboardX ignores.
   try:
     from tensorboardX import record_writer  # pylint: disable=g-import-not-at-top  # slow
     from tensorboardX.proto import event_pb2  # pylint: disable=g-import-not-at-top

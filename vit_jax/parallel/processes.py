@@ -25,7 +25,8 @@ _PATIENCE = 5.0
 _NOTICE = 1.0
 # How JAX, its coordination service, gloo and NCCL speak of another process that has gone.
 _GONE = re.compile(
-    r"gloo|nccl.*(remote|abort)|coordination service|heartbeat|set to ERROR|connection (reset|closed)",
+    r"gloo|nccl.*(remote|abort)|coordination service|heartbeat|set to ERROR"
+    r"|connection (reset|closed)",
     re.IGNORECASE,
 )
 
