@@ -13,12 +13,15 @@ them.  Medians over all saves but the first ten, during which allocators and cac
 - the rate of hashing, per second of the time of one core.
 
 Other work on the machine spoils all of them but the first two; how much there was is printed.
+Leaves with 1 where a figure is not as it should be.
 """
 
 import argparse
+import operator
 import os
 import pathlib
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -33,6 +36,7 @@ from vit_jax.checkpoint.manager import Checkpoints
 _SETTLED = 10  # saves after which memory should no longer grow
 _BLOCK = 8 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_RELATIONS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
 
 def main():
@@ -54,12 +58,23 @@ def main():
   print(f"- {arguments.saves} saves of {size / 1e6:.0f} MB on {jax.default_backend()}")
   print(f"- other work meanwhile: {other.share():.0%} of the CPUs\n")
   print("| | measured | wanted |\n| --- | --- | --- |")
-  for name, (value, wanted) in found.items():
-    print(f"| {name} | {value} | {wanted} |")
+  missed = []
+  for name, (value, form, wanted) in found.items():
+    print(f"| {name} | {value:{form}} | {wanted} |")
+    if wanted and not _holds(value, *wanted.split()):
+      missed.append(name)
+  if missed:
+    sys.exit(f"not as wanted: {', '.join(missed)}")
+
+
+def _holds(value: float, relation: str, bound: str) -> bool:
+  """Whether a figure is as it should be, such as "<", "5%"."""
+  number = float(bound.rstrip("%")) / (100 if bound.endswith("%") else 1)
+  return _RELATIONS[relation](value, number)
 
 
 def measure(directory, saves: int, parameters: float) -> dict:
-  """The table: name to (figure, what it should be)."""
+  """The table: name to (figure, its format, what it should be)."""
   state = jax.device_put(make_state(parameters))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   clock, rows = Clock(), []
@@ -82,14 +97,14 @@ def measure(directory, saves: int, parameters: float) -> dict:
   ratio, rate = middle["blocked"] / middle["copy"], middle["rate"]
   return {
       "bytes": size,
-      "growth of the memory": (f"{growth:.1%}", "< 5 %"),
-      "peak of the memory / state": (f"{max(r['peak'] for r in settled) / size:.2f}", "<= 1.2"),
-      "thread blocked, ms": (f"{1e3 * middle['blocked']:.0f}", ""),
-      "... / copy to the host": (f"{ratio:.2f}", "<= 1.3"),
-      "written and flushed, GB/s": (f"{rate / 1e9:.2f}", ""),
-      "... / disk in sequence": (f"{rate / middle['disk']:.2f}", ">= 0.7"),
-      "hashed a core, GB/s": (f"{middle['hashed'] / 1e9:.2f}", ">= 1"),
-      "from save to commit, s": (f"{middle['committed']:.1f}", ""),
+      "growth of the memory": (growth, ".1%", "< 5%"),
+      "peak of the memory / state": (max(r["peak"] for r in settled) / size, ".2f", "<= 1.2"),
+      "thread blocked, ms": (1e3 * middle["blocked"], ".0f", ""),
+      "... / copy to the host": (ratio, ".2f", "<= 1.3"),
+      "written and flushed, GB/s": (rate / 1e9, ".2f", ""),
+      "... / disk in sequence": (rate / middle["disk"], ".2f", ">= 0.7"),
+      "hashed a core, GB/s": (middle["hashed"] / 1e9, ".2f", ">= 1"),
+      "from save to commit, s": (middle["committed"], ".1f", ""),
   }
 
 

@@ -74,7 +74,7 @@ class Run:
 
   def start(self) -> None:
     good = [step for step in self.committed() if step != self.damaged]
-    self._newest = max(good, default=0)
+    self._newest, self._resumed = max(good, default=0), False
     self._started, self._heard = time.time(), time.monotonic()
     self.process = subprocess.Popen(
         self._command, env=_environment(self.directory.parent / "programs"), text=True,
@@ -170,6 +170,7 @@ class Run:
     code = self.process.wait()
     self._reader.join()
     if (step := self.step()) >= 0:
+      self.check(self._resumed or not self._newest, f"began anew, though {self._newest} was good")
       self._reached = step
       # A step is committed while those after it are trained, before the next is saved.
       behind = step - max(self.committed(), default=0)
@@ -187,7 +188,7 @@ class Run:
         self._said.append(" ".join(line.split()))
         log.write(line)
         if match := re.match(r"resume: from step (\d+) of", line):
-          step = int(match[1])
+          step, self._resumed = int(match[1]), True
           self.fault.steps_again += max(0, self._reached - step)
           self._reached = min(self._reached, step)
           self.check(step == self._newest, f"went on from {step}, though {self._newest} was good")

@@ -196,7 +196,8 @@ def test_a_finished_run_made_longer_is_the_longer_run(tmp_path, parent):
 @pytest.mark.parametrize("values", [
     {"mesh.fsdp": "4", "mesh.tensor": "2", "model.scan": "True"},
     {"mesh.fsdp": "8", "model.remat": "block"}, {"mesh.fsdp": "2", "input.threads": "0"},
-], ids=["fsdp4-tensor2-scan", "fsdp8-remat", "fsdp2-threads0"])
+    {"input.workers": "2"},
+], ids=["fsdp4-tensor2-scan", "fsdp8-remat", "fsdp2-threads0", "workers2"])
 def test_a_run_goes_on_over_another_mesh(tmp_path, parent, starts, values):
   run = tmp_path / "run"
   shutil.copytree(parent, run)

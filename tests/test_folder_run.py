@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vit_jax.checkpoint import manifest
 from vit_jax.cli import main
 from vit_jax.loading import load
 
@@ -61,6 +62,10 @@ def test_train_evaluate_predict(tmp_path, capsys):
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert rows[-1]["eval/validation/accuracy"] >= 0.9
   assert rows[-1]["eval/validation/examples"] == 6
+  vouched = manifest.read(workdir / "checkpoints" / "40")
+  assert vouched["fingerprint"] == json.loads((workdir / "run.json").read_text())["fingerprint"]
+  assert vouched["examples_seen"] == 40 * vouched["config"]["input"]["batch_size"]
+  assert vouched["versions"]["jax"] == jax.__version__ and "commit" in vouched
 
   code, out, _ = run("evaluate", f"--model={workdir}@best", capsys=capsys)
   assert code == 0

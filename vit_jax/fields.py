@@ -349,7 +349,8 @@ FIELDS = {
         units=_ANY_UNIT,
     ),
     "checkpoint.local": Field(
-        None, RUNTIME, "directory on a fast disk to save to first; the run gets a copy of it", str
+        None, RUNTIME, "directory on a fast disk to save to first; the run gets a copy", str,
+        is_path=True,
     ),
     "checkpoint.retries": Field(
         10, RUNTIME, "attempts after a failed save, 1, 2, 4, ... seconds apart", minimum=0

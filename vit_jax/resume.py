@@ -5,7 +5,9 @@ import os
 import time
 
 from vit_jax import config as config_lib
-from vit_jax.errors import ConfigError
+from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.micro_batch import sizes
 from vit_jax.observe.versions import versions
 
@@ -84,8 +86,20 @@ def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:
 
 
 def is_complete(run, info: dict) -> bool:
-  """Whether the run's last step is committed."""
-  return (run.checkpoints / str(info["total_steps"]) / "manifest.json").exists()
+  """Whether the run's last step is committed, and every byte of it as it was written.
+
+  Raises:
+    CheckpointError: it cannot be read.
+  """
+  last = run.checkpoints / str(info["total_steps"])
+
+  def good() -> int:
+    try:
+      return manifest.exists(last) and not manifest.problems(last)
+    except OSError as error:
+      raise CheckpointError(f"{last} cannot be read: {error}") from error
+
+  return bool(decided_by_first(good, "whether the run is complete"))
 
 
 def check_not_beyond(last_step: int | None, total_steps: int) -> None:

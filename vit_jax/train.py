@@ -21,7 +21,7 @@ from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
-from vit_jax.checkpoint.tiers import Tiers
+from vit_jax.checkpoint.tiers import Tiers, directory_of
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
@@ -63,6 +63,9 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
   with contextlib.ExitStack() as stack:
     # The run: begun, continued, or complete already.
     run = RunDirectory(workdir)
+    watchdog = stack.enter_context(
+        Watchdog(_seconds(requested.watchdog), directory=run.path, process=jax.process_index())
+    )
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
     if config.init.required and not (config.init.checkpoint or config.fork.checkpoint):
@@ -70,15 +73,14 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
           "this recipe starts from weights: name them with --config.init.checkpoint=REF, a run, or "
           "anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
       )
-    if info and not continuation.changed and resume.is_complete(run, info):
+    local = config.checkpoint.local and directory_of(config.checkpoint.local, run.checkpoints)
+    uncopied = local and local.exists()  # a kill came in the last copies
+    if info and not continuation.changed and not uncopied and resume.is_complete(run, info):
       print(f"{run.path} is complete: {info['total_steps']} steps. Nothing to do.")
       return
     # Of several processes the first holds the lock, and all leave if it cannot.  Nor does it write
     # anything before the others have come here, too, and have read what was there.
     decided_by_first(lambda: stack.enter_context(run.lock()) or 0, "the lock of the run")
-    watchdog = stack.enter_context(
-        Watchdog(_seconds(config.watchdog), directory=run.path, process=jax.process_index())
-    )
 
     # Data.
     dataset = open_configured(config)
@@ -112,6 +114,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
               retries=config.checkpoint.retries, confirm_owner=run.confirm_lock,
           )
       )
+    elif info and info.get("local_tier"):
+      print("resume: without config.checkpoint.local what was not copied from there is left out")
     notes, last_step = checkpoints.recover(strict=strict) if info else ([], None)
     parent = fork.find_parent(config, info) if last_step is None else None
     config = fork.inherit(config, parent)
@@ -314,7 +318,10 @@ def _loop(
     while not saves.settled():
       watchdog.enter("the last save", step, patient=True)
       run_state.save(saves, step, state, config, examples_seen, fingerprint, metrics=evaluated)
-    checkpoints.finish(complete=step == total)
+    checkpoints.finish(
+        complete=step == total,
+        alive=lambda: watchdog.enter("the last copy", step, patient=True),
+    )
     if session:
       session.seen(step, last=True)
 

@@ -139,6 +139,43 @@ def test_a_refusal_is_one_paragraph(emulator, bucket, path):
 
 
 @pytest.mark.slow
+def test_a_bucket_that_refuses_checkpoints_for_a_while(emulator, bucket, path, uninterrupted):
+  process = start(emulator, *LONG, f"--workdir={path}")
+  deadline, said = time.monotonic() + 120, ""
+  while metrics_seen(path) < 10:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  good = max(step for step in range(61) if (path / f"checkpoints/{step}/manifest.json").exists())
+  emulator.faults.append(Fault(f"(POST|PUT) .*{bucket}.*checkpoints", status=403))
+  while "retry 2 of 10" not in said:
+    line = process.stderr.readline()
+    assert line and time.monotonic() < deadline, said
+    said += line
+  assert "the save is tried again in 1 s (retry 1 of 10)" in said and "access is denied" in said
+  assert (path / f"checkpoints/{good}/manifest.json").exists()
+  emulator.faults.clear()
+  _, rest = process.communicate(timeout=120)
+  assert process.returncode == 0 and "Saving succeeded again" in said + rest, rest
+  assert_same_run(path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_goes_on_refusing_ends_the_run(emulator, bucket, path):
+  process = start(emulator, *LONG, f"--workdir={path}", "--config.checkpoint.retries=1",
+                  "--config.total=10000 steps")
+  deadline = time.monotonic() + 120
+  while metrics_seen(path) < 10:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  emulator.faults.append(Fault(f"(POST|PUT) .*{bucket}.*checkpoints", status=403))
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 5, errors
+  assert "then repeat the command. It was tried 2 times" in " ".join(errors.split())
+  emulator.faults.clear()
+  assert load(str(path)).step >= 4
+
+
+@pytest.mark.slow
 def test_the_other_commands(emulator, bucket, path, tmp_path, monkeypatch):
   command = TRAIN + ("--config.total=20 steps", "--config.checkpoint.best_metric=accuracy")
   run(emulator, *command, f"--workdir={path}")

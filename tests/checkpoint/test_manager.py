@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import threading
 import time
 
 from etils import epath
@@ -274,3 +275,23 @@ def test_a_relative_directory(tmp_path, monkeypatch):
   with Checkpoints(pathlib.Path("here")) as checkpoints:
     save(checkpoints, 1)
   assert (tmp_path / "here" / "1" / "manifest.json").exists()
+
+
+def test_hashing_keeps_no_training_waiting(tmp_path, monkeypatch):
+  """`save` returns while it has not begun; another thread does it."""
+  threads, may_go_on, measured = [], threading.Event(), manifest._measured
+
+  def waits(file):
+    threads.append(threading.current_thread().name)
+    assert may_go_on.wait(20)
+    return measured(file)
+
+  monkeypatch.setattr(manifest, "_measured", waits)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert save(checkpoints, 1) and not threads
+    checkpoints.check()
+    assert checkpoints.saving and checkpoints.steps() == []
+    may_go_on.set()
+    checkpoints.wait()
+    assert checkpoints.steps() == [1]
+  assert threads and not any("Main" in name for name in threads)

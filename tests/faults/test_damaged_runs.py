@@ -32,7 +32,7 @@ def test_strict_refuses_and_without_it_the_run_goes_on_below(tmp_path):
   names = sorted((run / "checkpoints" / "6" / "params" / "d").iterdir())[:2]
   for path in names:
     flips.flip(path, path.stat().st_size // 2)
-  # The run was to end here and is made longer, so that there is something to go on to.
+  # It is made longer, too.
   longer = ("--config.total=8 steps", "--amend", "--config.checkpoint.every=1 steps")
   code, said = train(run, *longer, "--strict")
   assert code == 5 and "Step 6, the newest" in said and committed(run) == [3, 6]
@@ -47,3 +47,20 @@ def test_strict_refuses_and_without_it_the_run_goes_on_below(tmp_path):
   assert [json.loads(line)["step"] for line in lines] == list(range(1, 9))
   # The very step that was damaged is computed again; the schedule is that of the longer run.
   assert np.abs(load(f"{run}@6").params["head"]["kernel"] - before).max() < 1e-2
+
+
+@pytest.mark.slow
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_complete(tmp_path):
+  run, command = tmp_path / "run", ("--config.total=6 steps", "--config.checkpoint.every=3 steps")
+  code, said = train(run, *command)
+  assert code == 0, said
+  before = load(run).params["head"]["kernel"]
+  path = max((run / "checkpoints" / "6" / "params" / "d").iterdir())
+  flips.flip(path, path.stat().st_size // 2)
+  code, said = train(run, *command, "--strict")
+  assert code == 5 and f"params/d/{path.name}: its content has changed" in said
+  code, said = train(run, *command)
+  assert code == 0 and "moved to" in said and "resume: from step 3 of 6" in said
+  np.testing.assert_array_equal(load(run).params["head"]["kernel"], before)
+  code, said = train(run, *command)
+  assert code == 0 and "is complete: 6 steps" in said

@@ -24,11 +24,15 @@ def uninterrupted(tmp_path_factory):
   return workdir
 
 
-def kill(workdir, moment, *, seconds: float = 0.0) -> None:
-  """Starts the run, kills it some seconds after a moment, and sees that no commit is lost."""
+def kill(workdir, moment, *, seconds: float = 0.0) -> bool:
+  """Starts the run, kills it some seconds after a moment, and sees that no commit is lost.
+
+  Returns:
+    Whether it was killed; False where it had ended.
+  """
   before = committed(workdir)
   with Life(COMMAND, workdir) as life:
-    if life.until(moment):
+    if life.until(life.begun) and life.until(moment):  # before it begins a save may be left over
       time.sleep(seconds)
     done = last_step(workdir)
     life.send(signal.SIGKILL)
@@ -37,6 +41,7 @@ def kill(workdir, moment, *, seconds: float = 0.0) -> None:
   assert committed(workdir) >= before
   # A step is committed while the following are computed, before the next save begins.
   assert done - committed(workdir) <= 2 * EVERY
+  return ended.code != 0
 
 
 def test_killed_five_times(tmp_path, uninterrupted):
@@ -61,8 +66,9 @@ def test_killed_at_thirty_random_moments(tmp_path, uninterrupted):
       where = moments.choice([
           lambda _: True, logged(committed(run) + moments.randrange(1, 9)), saving,
       ])
-      kill(run, where, seconds=moments.choice([0.0, moments.uniform(0, 0.3),
-                                               moments.uniform(0, 6.0)]))
+      if not kill(run, where, seconds=moments.choice([0.0, moments.uniform(0, 0.3),
+                                                      moments.uniform(0, 6.0)])):
+        break  # it is complete
       kills += 1
     finish(COMMAND, run)
     assert_same_run(run, uninterrupted, steps=STEPS)

@@ -1,5 +1,6 @@
 """Runs that save to a fast local directory first: the machine is lost with it, or only killed."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -24,9 +25,15 @@ def local_steps(place) -> list[int]:
   return sorted(int(name) for name in names if name.isdigit())
 
 
+def began_with(workdir) -> list[int]:
+  """The steps from which the starts went on."""
+  return [session["first_step"] for session in json.loads((workdir / "sessions.json").read_text())]
+
+
 def killed(command, workdir, *, after: int) -> None:
+  """By the first start's count of steps, or where that is past, once a later one has begun."""
   with Life(command, workdir) as life:
-    assert life.until(logged(after))
+    assert life.until(life.begun) and life.until(logged(after))
     life.send(signal.SIGKILL)
     [ended] = life.ended()
   assert ended.code == -signal.SIGKILL, ended.err
@@ -45,10 +52,8 @@ def test_killed_with_and_without_its_machine(tmp_path):
   newest, far = local_steps(place)[-1], committed(run)
   shutil.rmtree(run / "checkpoints" / str(newest), ignore_errors=True)
   before = last_step(run)
-  with Life(command, run) as life:
-    [ended] = life.ended()
-  assert ended.code == 0, ended.err
-  assert newest >= far > 0 and before - newest <= 8
+  finish(command, run)
+  assert newest >= far > 0 and before - newest <= 8 and began_with(run)[-1] == newest
   assert_same_run(run, whole, steps=STEPS)
   assert manifest.problems(run / "checkpoints" / str(STEPS)) == []
   assert list(place.iterdir()) == []
@@ -64,12 +69,37 @@ def test_continued_elsewhere_meanwhile(tmp_path, key):
   for path in (run / "checkpoints").iterdir():
     if path.name.isdigit() and int(path.name) > 8:
       shutil.rmtree(path)  # never copied
-  assert local_steps(place)[-1] >= 12
+  newest = local_steps(place)[-1]
+  assert newest >= 12
   elsewhere = (f"--config.checkpoint.local={other}",) if key == "with" else ()
-  killed(COMMAND + elsewhere, run, after=10)
+  with Life(COMMAND + elsewhere, run) as life:
+    # The metrics behind step 8 are dropped once it has begun.
+    assert life.until(lambda run: len(began_with(run)) == 2 and last_step(run) == 10)
+    life.send(signal.SIGKILL)
+    life.ended()
   finish(command, run)
+  assert began_with(run)[1] == 8 and began_with(run)[2] in (0, 4, 8)
   finish(COMMAND, tmp_path / "whole")
   assert_same_run(run, tmp_path / "whole", steps=STEPS)
+
+
+@pytest.mark.slow
+def test_killed_in_the_last_copies(tmp_path):
+  """The run's last step is there, an older one that is to stay is not yet."""
+  run, place = tmp_path / "run", tmp_path / "fast"
+  command = COMMAND + (f"--config.checkpoint.local={place}", "--config.checkpoint.keep_latest=2")
+  killed(command, run, after=23)
+  (kept,) = place.iterdir()
+  copy = shutil.copytree(kept, tmp_path / "copy")
+  finish(command, run)
+  token = json.loads((run / "run.json").read_text())["local_tier"]
+  older = run / "checkpoints" / "20"
+  shutil.copytree(older, copy / "20", dirs_exist_ok=True)
+  shutil.rmtree(older)
+  (copy / "tokens").write_text(json.dumps([token]))
+  copy.rename(kept)
+  finish(command, run)
+  assert not manifest.problems(older) and list(place.iterdir()) == []
 
 
 @pytest.mark.slow

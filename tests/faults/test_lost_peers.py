@@ -3,6 +3,7 @@
 `pytest -m multiprocess -s tests/faults/test_lost_peers.py` prints after how many seconds.
 """
 
+import json
 import os
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from killer import (
     MODEL, Life, assert_same_run, committed, environment, finish, flags_of, last_step, logged,
     saving,
 )
+from vit_jax.checkpoint import manifest
 
 pytestmark = pytest.mark.multiprocess
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -109,3 +111,18 @@ def test_supervised_processes_restart_each_other(tmp_path, uninterrupted):
         supervisor.terminate()
         supervisor.wait()
   assert_same_run(run, uninterrupted, steps=STEPS)
+
+
+def test_training_that_breaks_ends_all_for_good(tmp_path):
+  """With 4, on which no launcher starts them again, whoever leaves first."""
+  run = tmp_path / "run"
+  broken = command(STEPS) + (
+      "--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e30",
+      "--config.schedule.warmup=6 steps", "--config.skip.limit=2",
+  )
+  with Life(broken, run, processes=2) as life:
+    ended = life.ended()
+  assert [process.code for process in ended] == [4, 4], [process.err for process in ended]
+  assert json.loads((run / "diagnosis.json").read_text())["step"] > 0
+  for path in (run / "checkpoints").glob("*/manifest.json"):
+    assert not manifest.problems(path.parent)

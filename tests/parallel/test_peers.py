@@ -23,7 +23,7 @@ class Star:
     self.peers = {
         process: Peers(
             Cluster("flags", "127.0.0.1:1", 3, process, ("a", "b", "c")), connections,
-            end=self.told[process].append,
+            end=lambda *said, process=process: self.told[process].append(said),
         )
         for process, connections in self.sockets.items()
     }
@@ -35,8 +35,8 @@ class Star:
       with contextlib.suppress(OSError):  # the other end has gone before
         connection.shutdown(socket.SHUT_RDWR)
 
-  def settled(self, *survivors: int) -> list[list[str]]:
-    """What the survivors were told."""
+  def settled(self, *survivors: int) -> list[list[tuple[str, int]]]:
+    """What the survivors were told, and with what code to end."""
     deadline = time.monotonic() + 5
     while not all(self.told[process] for process in survivors) and time.monotonic() < deadline:
       time.sleep(0.005)
@@ -58,21 +58,25 @@ def test_all_hear_at_once_who_was_killed(star):
   told = star.settled(0, 1)
   assert time.monotonic() - began < 2
   assert told[0] == told[1] and len(told[0]) == 1
-  assert told[0][0].startswith("process 2 (c) has gone without a word: it was killed")
+  text, code = told[0][0]
+  assert text.startswith("process 2 (c) has gone without a word: it was killed") and code == 75
 
 
 def test_all_hear_that_process_0_was_killed(star):
   star.ends(0)
-  assert [said[0][:22] for said in star.settled(1, 2)] == ["process 0 (a) has gone"] * 2
+  assert [said[0][0][:22] for said in star.settled(1, 2)] == ["process 0 (a) has gone"] * 2
 
 
-def test_who_fails_says_with_what_code(star):
-  star.peers[1].leave(3, orderly=False)
+@pytest.mark.parametrize("left, code", [(3, 3), (4, 4), (75, 75), (1, 75)])
+def test_who_fails_says_with_what_code(star, left, code):
+  """One that no launcher starts again is everybody's."""
+  star.peers[1].leave(left, orderly=False)
   time.sleep(0.1)
   assert not star.told[0]  # it may be that all fail alike, and each says why
   star.ends(1)
   for said in star.settled(0, 2):
-    assert said[0].startswith("process 1 (b) has left with exit code 3: its messages say why")
+    assert said[0][1] == code
+    assert said[0][0].startswith(f"process 1 (b) has left with exit code {left}: its messages")
 
 
 def test_who_leaves_orderly_is_not_missed(star):
@@ -88,7 +92,7 @@ def test_the_others_are_watched_when_one_has_left_orderly(star):
   star.ends(1)
   time.sleep(0.1)
   star.ends(2)
-  assert star.settled(0)[0][0].startswith("process 2 (c) has gone")
+  assert star.settled(0)[0][0][0].startswith("process 2 (c) has gone")
 
 
 def test_who_leaves_no_longer_watches(star):

@@ -24,3 +24,15 @@ def write_text(path: epath.Path, text: str) -> None:
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+  sync_directory(path.parent)
+
+
+def sync_directory(path: epath.Path) -> None:
+  """Returns when the names in a local directory would survive this machine."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError:
+    pass  # Some network file systems know no such thing.
+  finally:
+    os.close(descriptor)

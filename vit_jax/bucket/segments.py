@@ -56,6 +56,10 @@ class Segments:
     self._dirty, self._written = False, time.monotonic()
     self._begin_another()
 
+  def sync(self) -> None:
+    """As `flush`: a bucket survives this machine."""
+    self.flush()
+
   def close(self) -> None:
     self.flush()
 

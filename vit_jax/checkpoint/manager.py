@@ -217,9 +217,14 @@ class Checkpoints:
     self._discard(self._saving)
     raise error
 
-  def finish(self, *, complete: bool) -> None:
-    """Waits until everything is where it is to stay; `complete` when no save will follow."""
-    del complete  # Nothing is there but the run's own.
+  def finish(self, *, complete: bool, alive: Callable[[], None] = lambda: None) -> None:
+    """Waits until everything is where it is to stay, which it is once it is committed.
+
+    Args:
+      complete: whether the run is.
+      alive: is called while that goes on.
+    """
+    del complete, alive  # `Tiers` needs them.
     self.wait()
 
   def close(self) -> None:

@@ -61,6 +61,8 @@ def write(directory: epath.Path, content: dict, *, copy_of: dict | None = None) 
   if not is_bucket(directory):
     for path in found.values():
       _leave_cache(path)
+    for path in {path.parent for path in found.values()} | {directory.parent}:
+      atomic.sync_directory(path)
   # A disk is left to the training.
   with futures.ThreadPoolExecutor(_AT_ONCE if is_bucket(directory) else 1) as pool:
     files = dict(zip(found, pool.map(_measured, found.values())))

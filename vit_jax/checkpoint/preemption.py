@@ -65,9 +65,9 @@ class StopSignal:
     return self
 
   def __exit__(self, *_):
-    self._over.set()
     if self._bytes:
       signal.set_wakeup_fd(self._wakeup)
+    self._over.set()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
     self._previous = {}

@@ -10,7 +10,7 @@ from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import SaveLost, WriteFailed
 
 _LONGEST = 600.0  # seconds between two attempts
-_SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
+SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
 _STALLED = 1.0  # seconds that training waited for the save before
 
 
@@ -45,7 +45,7 @@ class Saves:
     self._failures = 0  # since the last that succeeded
     self._next = 0.0  # when to try again
     self._begun = 0.0
-    self._patience = _SLOW
+    self._patience = SLOW
 
   def due(self, due: bool, *, last: bool) -> bool:
     """Whether to save after this step.
@@ -72,7 +72,7 @@ class Saves:
     except WriteFailed as error:
       self._failed(error)
       return True
-    self._begun, self._patience = time.monotonic(), _SLOW
+    self._begun, self._patience = time.monotonic(), SLOW
     if not begun and self._failures:  # committed after all, though the answer got lost
       self._succeeded()
       return True

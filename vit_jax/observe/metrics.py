@@ -87,10 +87,10 @@ class MetricsWriter:
       self._write_events(step, finite, when=now)
 
   def flush(self) -> None:
-    """Returns when all that was written would survive this process; to be called before a step is
+    """Returns when all that was written would survive this machine; to be called before a step is
     saved, because what comes before that step is not written again."""
     with self._disk():
-      self._lines.flush()
+      self._lines.sync()
       if self._events is not None:
         self._events.flush()
 

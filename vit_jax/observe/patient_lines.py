@@ -1,5 +1,6 @@
 """Lines at the end of a file, which wait in memory while the disk takes none."""
 
+import os
 import pathlib
 
 
@@ -24,6 +25,11 @@ class PatientLines:
     """Returns when every line would survive this process; raises OSError where one has to wait."""
     while self._waiting:
       self._waiting = self._waiting[self._file.write(self._waiting):]
+
+  def sync(self) -> None:
+    """As `flush`, and they would survive this machine, too."""
+    self.flush()
+    os.fsync(self._file.fileno())
 
   def close(self) -> None:
     """Tries a last time; raises OSError where lines are lost."""

@@ -7,7 +7,7 @@ A frozen process keeps its connection; that one is left to JAX's heartbeats, whi
 can hold up.
 
 Lines of JSON: {"leaves": exit code, "orderly": whether the others may go on} of who ends,
-{"lost": text} of process 0 to all others when one has gone.
+{"lost": text, "code": exit code} of process 0 to all others when one has gone.
 """
 
 import json
@@ -25,6 +25,9 @@ from vit_jax.parallel.clusters import Cluster
 # router forgets the connection.
 _KEEP_ALIVE = 60
 _LINE = 2**16  # bytes
+# Exit codes on which no launcher starts a process again: who leaves for the same reason takes them
+# over, else it would be started to wait for one that is not.
+_FOR_GOOD = (2, 3, 4, 5)
 
 
 class Peers:
@@ -32,13 +35,14 @@ class Peers:
 
   def __init__(
       self, cluster: Cluster, connections: dict[int, socket.socket],
-      *, end: Callable[[str], None] | None = None,
+      *, end: Callable[[str, int], None] | None = None,
   ):
     """Takes the connections over.
 
     Args:
       connections: what `rendezvous.meet` returned.
-      end: is called in the thread, with what has happened, instead of ending the process.
+      end: is called in the thread, with what has happened and the exit code, instead of ending the
+        process.
     """
     self._cluster = cluster
     self._connections = {connection: process for process, connection in connections.items()}
@@ -64,26 +68,28 @@ class Peers:
           lost = self._lost(open_ones.pop(connection))
         else:
           self._left[open_ones[connection]] = said
-          lost = said.get("lost")
+          lost = (said["lost"], said["code"]) if "lost" in said else None
         if lost and not self._leaving:
-          self._tell({"lost": lost})
-          self._end(lost)
+          text, code = lost
+          self._tell({"lost": text, "code": code})
+          self._end(text, code)
           return
 
-  def _lost(self, process: int) -> str | None:
-    """What a connection's end means; None where that was announced."""
+  def _lost(self, process: int) -> tuple[str, int] | None:
+    """What a connection's end means, and the exit code for it; None where that was announced."""
     said, name = self._left.get(process, {}), self._cluster.name(process)
     if said.get("orderly"):
       return None
     if "leaves" in said:
+      code = said["leaves"] if said["leaves"] in _FOR_GOOD else PeerLost.exit_code
       return (
           f"process {name} has left with exit code {said['leaves']}: its messages say why. Start "
           "all processes again, when that is mended"
-      )
+      ), code
     return (
         f"process {name} has gone without a word: it was killed, or its machine or its network "
         "failed. Start all processes again; the same command continues the run"
-    )
+    ), PeerLost.exit_code
 
   def _tell(self, message: dict) -> None:
     for connection in self._connections:
@@ -109,9 +115,9 @@ def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEP_ALIVE)
 
 
-def _end(lost: str) -> None:
+def _end(lost: str, code: int) -> None:
   """Ends this process at once: its other threads may wait for the lost one for ever."""
   # One write, because the main thread may be saying something, too.
   os.write(2, " ".join(f"vit-jax: {lost}".split()).encode() + b"\n")
   sys.stdout.flush()
-  os._exit(PeerLost.exit_code)
+  os._exit(code)

@@ -1,0 +1,238 @@
+"""A thread that copies checkpoints from a near directory to the run's own, and verifies them.
+
+What the run's policy keeps is copied, the newest step first; a copy counts when its manifest is
+there, which is written last, after every file was read back and is like the original.  What is
+copied, or would not be kept, is deleted from the near directory, but for its newest step.
+"""
+
+from concurrent import futures
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import threading
+import time
+from typing import Callable, Iterator
+
+from etils import epath
+
+from vit_jax.bucket.path import is_bucket
+from vit_jax.checkpoint import manifest, recovery, retention
+from vit_jax.checkpoint.manager import Checkpoints, reason
+from vit_jax.checkpoint.retry import SLOW, pause
+from vit_jax.errors import CheckpointError, WriteFailed
+
+_AT_ONCE = 4  # files
+
+
+class Copier:
+  """Copies in the background from `wake` to `stop`; one of several processes has one."""
+
+  def __init__(
+      self, local: Checkpoints, remote: Checkpoints, *, retries: int,
+      confirm_owner: Callable[[], None],
+  ):
+    """Nothing is copied yet.
+
+    Args:
+      local, remote: from where and to where; of the remote's nobody else writes.
+      retries: attempts after one that failed, in a row; past them `check` raises.
+      confirm_owner: is called before anything is written to the remote; see `Checkpoints`.
+    """
+    self._local, self._remote = local, remote
+    self._retries, self._confirm_owner = retries, confirm_owner
+    self._changed = threading.Condition()
+    self._wanted = self._served = 0  # how often there was something to copy, and how often it was
+    self._stopped = False
+    self._error: Exception | None = None
+    self._failures = 0  # in a row
+    self._far: dict[int, retention.Saved] = {}  # what the remote had when it was last asked
+    self._begun: float | None = None  # when the copy under way was
+    self._patience = SLOW
+    self._moved = 0  # files
+    # A daemon, because a process that has failed does not wait for it.
+    self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
+    self._thread.start()
+
+  def wake(self) -> None:
+    """There may be something to copy."""
+    with self._changed:
+      self._wanted += 1
+      self._changed.notify_all()
+
+  def check(self) -> None:
+    """Says where a copy takes long; never waits.
+
+    Raises:
+      CheckpointError: copying has failed too often.
+      ConfigError: of `confirm_owner`.
+    """
+    if self._error is not None:
+      raise self._error
+    begun = self._begun
+    if begun is not None and time.monotonic() - begun > self._patience:
+      _say(f"A copy has taken {self._patience:.0f} s so far: {self._remote.directory} is slow")
+      self._patience *= 2
+
+  def finish(self, alive: Callable[[], None]) -> None:
+    """Returns when all is copied; raises as `check`.
+
+    Args:
+      alive: is called again and again while files are being copied.
+    """
+    moved, done = self._moved, False
+    while not done:
+      with self._changed:
+        done = self._changed.wait_for(self._settled, timeout=1.0)
+      if self._moved != moved:
+        alive()
+        moved = self._moved
+      self.check()
+
+  def stop(self) -> None:
+    """Ends the thread, after the file that it copies."""
+    with self._changed:
+      self._stopped = True
+      self._changed.notify_all()
+    self._thread.join(5.0)
+
+  def _settled(self) -> bool:
+    ended = self._error is not None or not self._thread.is_alive()
+    return ended or self._served == self._wanted
+
+  def _run(self) -> None:
+    while True:
+      with self._changed:
+        if self._failures:
+          self._changed.wait_for(lambda: self._stopped, timeout=pause(self._failures))
+        self._changed.wait_for(lambda: self._served < self._wanted or self._stopped)
+        if self._stopped:
+          return
+        wanted = self._wanted
+      try:
+        self._copy_all()
+      except WriteFailed as error:
+        self._failed(error)
+      except Exception as error:  # pylint: disable=broad-exception-caught
+        self._error = error
+      with self._changed:
+        if not self._failures:
+          self._served = wanted
+        self._changed.notify_all()
+        if self._error is not None:
+          return
+
+  def _copy_all(self) -> None:
+    self._delete_superfluous()
+    while (step := self._next()) is not None and not self._stopped:
+      self._begun, self._patience = time.monotonic(), SLOW
+      try:
+        self._copy(step)
+      finally:
+        self._begun = None
+      self._succeeded()
+      self._delete_superfluous()
+    self._succeeded()
+
+  def _failed(self, error: WriteFailed) -> None:
+    self._failures += 1
+    if self._failures <= self._retries:
+      _say(f"{error}. Training goes on; it is tried again in {pause(self._failures):.0f} s (retry"
+           f" {self._failures} of {self._retries})")
+      return
+    tried = f". It was tried {self._failures} times" if self._retries else ""
+    self._error = CheckpointError(f"{error}, then repeat the command{tried}")
+
+  def _succeeded(self) -> None:
+    if self._failures:
+      _say(f"Copying succeeded again, after {self._failures} failures")
+    self._failures = 0
+
+  def _saved(self) -> tuple[dict, dict]:
+    """What the manifests of both say; of a remote that does not answer what they said before."""
+    with _failing(f"Listing {self._local.directory}"):
+      local = self._local.saved()
+    with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
+      self._far = self._remote.saved()
+    return local, self._far
+
+  def _missing(self, local: dict, remote: dict) -> set[int]:
+    """Steps that are to stay but are not copied."""
+    superfluous = self._remote.policy.superfluous(remote | local)
+    return local.keys() - remote.keys() - set(superfluous)
+
+  def _next(self) -> int | None:
+    """The newest step to copy: what has to leave this machine first."""
+    return max(self._missing(*self._saved()), default=None)
+
+  def _copy(self, step: int) -> None:
+    """Copies one step; then deletes what the policy does not keep of the remote ones."""
+    source, target = (tier.directory / str(step) for tier in (self._local, self._remote))
+    with _failing(f"Copying {source} to {target}"):
+      if not is_bucket(target) and not self._remote.directory.parent.is_dir():
+        # Where a disk is no longer mounted nothing is to be written.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      self._confirm_owner()
+      if manifest.exists(target):
+        return  # there when it could not be listed
+      if target.exists():
+        target.rmtree()
+      try:
+        self._copy_files(source, target)
+      except (OSError, CheckpointError):
+        if not (problems := manifest.problems(source)):
+          raise
+        aside = recovery.set_aside(source)
+        _say(f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
+             " now, and training goes on")
+        if target.exists():
+          target.rmtree()
+    self._remote.retain()
+
+  def _copy_files(self, source: epath.Path, target: epath.Path) -> None:
+    content = manifest.read(source)
+    files = content.pop("files")
+
+    def copy(name: str) -> None:
+      _copy_file(source / name, target / name)
+      self._moved += 1
+
+    with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+      list(pool.map(copy, files))
+    self._confirm_owner()
+    manifest.write(target, content, copy_of=files)
+
+  def _delete_superfluous(self) -> None:
+    """Leaves in the near directory its newest step, and what is to stay but is not copied."""
+    local, remote = self._saved()
+    missing = self._missing(local, remote)
+    for step in sorted(local)[:-1]:
+      if step not in missing:
+        try:
+          retention.delete(self._local.directory / str(step))
+        except OSError as error:
+          _say(f"an old checkpoint was not deleted: {error}")
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+  """Makes what a disk or a bucket raises a WriteFailed."""
+  try:
+    yield
+  except (OSError, CheckpointError) as error:
+    raise WriteFailed(
+        f"{what} failed: {reason(error)}. Make room or restore access there"
+    ) from error
+
+
+def _copy_file(source: epath.Path, target: epath.Path) -> None:
+  if is_bucket(target):
+    target.upload(source)
+    return
+  target.parent.mkdir(parents=True, exist_ok=True)
+  shutil.copyfile(source, target)
+
+
+def _say(text: str) -> None:
+  print(f"warning: {text}.", file=sys.stderr, flush=True)
