@@ -1,10 +1,7 @@
 """One's own folder of images: train, evaluate, predict; and the dirt that folders contain."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -264,26 +261,3 @@ def test_workdir_that_is_a_file(tmp_path, capsys):
   (tmp_path / "run").write_text("not a directory")
   code, _, err = train(folder, tmp_path / "run", capsys=capsys)
   assert code == 2 and str(tmp_path / "run") in err
-
-
-@pytest.mark.slow
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, capsys):
-  folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
-  assert train(folder, workdir, "--config.total=3 steps", capsys=capsys)[0] == 0
-  command = (
-      sys.executable, "-m", "vit_jax", "train", "--config=folder:scratch",
-      f"--config.input.path={folder}", f"--workdir={workdir}", *TINY,
-      "--config.total=6 steps", "--amend",
-  )
-  alone = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  # In blocks of 1 KiB: less than the parameters need.
-  limited = ("bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command)
-  full = subprocess.run(limited, env=alone, capture_output=True, text=True)
-  assert full.returncode == 5, full.stderr
-  said = " ".join(full.stderr.split())
-  assert "File too large" in said and "Step 3 is there still" in said
-  assert (workdir / "checkpoints" / "3" / "manifest.json").exists()
-  assert not (workdir / "checkpoints" / "6" / "manifest.json").exists()
-  again = subprocess.run(command, env=alone, capture_output=True, text=True)
-  assert again.returncode == 0, again.stderr
-  assert "from step 3" in again.stdout

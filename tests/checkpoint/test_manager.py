@@ -16,7 +16,7 @@ import pytest
 from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.retention import Every
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, WriteFailed
 
 
 def make_state(seed=0):
@@ -295,3 +295,24 @@ def test_hashing_keeps_no_training_waiting(tmp_path, monkeypatch):
     checkpoints.wait()
     assert checkpoints.steps() == [1]
   assert threads and not any("Main" in name for name in threads)
+
+
+def test_a_directory_in_the_place_of_the_runs_is_not_written(tmp_path):
+  """What is mounted there is gone, and something has made the directory anew."""
+  run, away = tmp_path / "run", tmp_path / "away"
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    save(checkpoints, 1)
+    checkpoints.wait()
+    run.rename(away)
+    with pytest.raises(WriteFailed, match="No such file or directory .ENOENT."):
+      save(checkpoints, 2)
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(WriteFailed, match="another directory has taken its place .ENOENT."):
+      save(checkpoints, 2)
+    assert not any((run / "checkpoints").iterdir())
+    (run / "checkpoints").rmdir()
+    run.rmdir()
+    away.rename(run)
+    assert save(checkpoints, 2)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2]

@@ -93,7 +93,7 @@ def test_stacks_of_a_hang_hold_no_values(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [
     [], ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e30",
-         "--config.schedule.warmup=1 steps", "--config.optimizer.clip_global_norm=None"],
+         "--config.schedule.warmup=1 steps", "--config.skip.limit=1"],
 ], ids=["whole", "not finite"])
 def test_a_run_writes_and_prints_none_of_its_environment(more, tmp_path):
   key = tmp_path / "key.json"

@@ -76,6 +76,7 @@ class Checkpoints:
     self._confirm_owner = confirm_owner
     self._on_commit = on_commit or self.retain
     self._orbax = None
+    self._home: tuple[int, int] | None = None  # of the directory around this one
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
@@ -386,19 +387,29 @@ class Checkpoints:
         said = failures.reason(error) or error
         raise CheckpointError(f"{self.directory} cannot be opened: {said}") from error
       self._known = set(self._orbax.all_steps())
+      self._home = self._identity()
     return self._orbax
 
   def _manager_to_save(self, step: int) -> ocp.CheckpointManager:
     """`_manager`, where a step can be saved; raises WriteFailed where it cannot."""
-    local = self._orbax is not None and not is_bucket(self.directory)
-    if local and not self.directory.parent.is_dir():
-      # Orbax would make it, and the run would go on in a directory that is no run's.
-      missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-      raise self._failed_to_save(step, missing)
+    if self._orbax is not None and (now := self._identity()) != self._home:
+      # Orbax would make it, or may have, and the run would go on in a directory that is no run's.
+      said = "another directory has taken its place" if now else os.strerror(errno.ENOENT)
+      raise self._failed_to_save(step, FileNotFoundError(errno.ENOENT, said))
     try:
       return self._manager()
     except CheckpointError as error:
       raise self._failed_to_save(step, error) from error
+
+  def _identity(self) -> tuple[int, int] | None:
+    """What tells the run's directory from another in its place; None where there is none."""
+    if is_bucket(self.directory):
+      return None
+    try:
+      found = os.stat(self.directory.parent)
+    except OSError:
+      return None
+    return found.st_dev, found.st_ino
 
   def _check_owner(self) -> None:
     if self._read_only:
