@@ -15,3 +15,15 @@ def save(checkpoints, step: int, rows: int) -> bool:
   state = make(step, rows)
   meta = {"config": {}, "examples_seen": step, "metrics": {}, "versions": {}}
   return checkpoints.save(step, params=state, training=state, meta=meta)
+
+
+def block(directory) -> None:
+  """A file takes the place of a directory."""
+  directory.rename(directory.with_name("away"))
+  directory.write_text("in the way")
+
+
+def unblock(directory) -> None:
+  """Undoes `block`."""
+  directory.unlink()
+  directory.with_name("away").rename(directory)

@@ -4,7 +4,7 @@ import types
 
 import jax
 import pytest
-from small_saves import make
+from small_saves import block, make, unblock
 
 from vit_jax.checkpoint import retry
 from vit_jax.checkpoint.manager import Checkpoints
@@ -42,23 +42,12 @@ def finish(saves):
   saves.check()
 
 
-def block(checkpoints):
-  """A file takes the place of the directory."""
-  checkpoints.directory.rename(checkpoints.directory.with_name("away"))
-  checkpoints.directory.write_text("in the way")
-
-
-def unblock(checkpoints):
-  checkpoints.directory.unlink()
-  checkpoints.directory.with_name("away").rename(checkpoints.directory)
-
-
 def test_a_save_that_fails_is_tried_again_ever_later(checkpoints, clock, capsys):
   saves = Saves(checkpoints, retries=5)
   assert save(saves, 1)
   finish(saves)
   assert capsys.readouterr().err == "" and saves.due(True, last=False)
-  block(checkpoints)
+  block(checkpoints.directory)
   for failures in (1, 2, 3):
     assert save(saves, 10 * failures)
     said = capsys.readouterr().err
@@ -70,7 +59,7 @@ def test_a_save_that_fails_is_tried_again_ever_later(checkpoints, clock, capsys)
     assert not saves.due(True, last=False)
     clock[0] += 0.1
     assert saves.due(False, last=False)
-  unblock(checkpoints)
+  unblock(checkpoints.directory)
   assert save(saves, 31)
   finish(saves)
   assert capsys.readouterr().err == "warning: Saving succeeded again, after 3 failures.\n"
@@ -82,16 +71,16 @@ def test_a_limit_and_a_success_that_begins_the_count_anew(checkpoints, clock):
   save(saves, 1)
   finish(saves)
   for first in (10, 20):
-    block(checkpoints)
+    block(checkpoints.directory)
     save(saves, first)
-    unblock(checkpoints)
+    unblock(checkpoints.directory)
     save(saves, first + 1)
     finish(saves)
-  block(checkpoints)
+  block(checkpoints.directory)
   save(saves, 30)
   with pytest.raises(WriteFailed, match="then repeat the command. It was tried 2 times"):
     save(saves, 31)
-  unblock(checkpoints)
+  unblock(checkpoints.directory)
   assert checkpoints.steps() == [1, 11, 21]
 
 
@@ -99,13 +88,13 @@ def test_the_last_save_is_tried_until_it_is_there(checkpoints, clock):
   saves = Saves(checkpoints, retries=9)
   save(saves, 1)
   assert saves.settled()
-  block(checkpoints)
+  block(checkpoints.directory)
   save(saves, 2)
   began = clock[0]
   for attempt in range(4):
     assert not saves.settled()
     if attempt == 3:
-      unblock(checkpoints)
+      unblock(checkpoints.directory)
     save(saves, 2)
   assert clock[0] - began == 1 + 2 + 4 + 8
   assert saves.settled() and checkpoints.steps() == [1, 2]
@@ -123,10 +112,10 @@ def test_without_retries_the_first_failure_is_the_last(checkpoints, clock):
   saves = Saves(checkpoints, retries=0)
   save(saves, 1)
   finish(saves)
-  block(checkpoints)
+  block(checkpoints.directory)
   with pytest.raises(WriteFailed, match="restore access there, then repeat the command$"):
     save(saves, 2)
-  unblock(checkpoints)
+  unblock(checkpoints.directory)
 
 
 def test_what_comes_before_a_save_is_part_of_it(checkpoints, clock):

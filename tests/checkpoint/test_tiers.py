@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from small_saves import make, save
+from small_saves import block, make, save, unblock
 
 from vit_jax.checkpoint import copier, manifest
 from vit_jax.checkpoint.manager import Checkpoints
@@ -167,22 +167,12 @@ def test_a_tier_that_the_run_was_continued_without_is_deleted(run):
     assert tiers.recover().step == 2
 
 
-def block(run):
-  run.remote.rename(run.remote.with_name("away"))
-  run.remote.write_text("in the way")
-
-
-def unblock(run):
-  run.remote.unlink()
-  run.remote.with_name("away").rename(run.remote)
-
-
 def test_copying_is_tried_again_while_saves_go_on(run, capsys):
   saved(run, 1)
   with run.start() as tiers:
     tiers.recover()
     settle(tiers)
-    block(run)
+    block(run.remote)
     for step in (2, 3, 4):
       assert save(tiers, step, 1)
       tiers.wait()
@@ -194,7 +184,7 @@ def test_copying_is_tried_again_while_saves_go_on(run, capsys):
     assert f"warning: Copying {run.local}/2 to {run.remote}/2 failed: " in said
     assert "(ENOTDIR)" in said
     assert "Training goes on; it is tried again in 1 s (retry 1 of 3)" in said
-    unblock(run)
+    unblock(run.remote)
     settle(tiers)
     assert "Copying succeeded again, after" in capsys.readouterr().err
     assert run.steps() == ([4], [3, 4])
@@ -239,11 +229,11 @@ def test_what_the_near_disk_damaged_is_not_copied(run, capsys):
   with run.start() as tiers:
     assert save(tiers, 1, 1)
     settle(tiers)
-    block(run)
+    block(run.remote)
     assert save(tiers, 2, 1)
     tiers.wait()
     damage(run.local / "2")
-    unblock(run)
+    unblock(run.remote)
     with pytest.raises(CheckpointError, match="Step 2, the last, was damaged in .* repeat the com"):
       settle(tiers)
     said = capsys.readouterr().err

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import shutil
-import sys
 import threading
 import time
 from typing import Callable, Iterator
@@ -20,7 +19,7 @@ from etils import epath
 from vit_jax.bucket.path import is_bucket
 from vit_jax.checkpoint import manifest, recovery, retention
 from vit_jax.checkpoint.manager import Checkpoints, reason
-from vit_jax.checkpoint.retry import SLOW, pause
+from vit_jax.checkpoint.retry import SLOW, pause, say
 from vit_jax.errors import CheckpointError, WriteFailed
 
 _AT_ONCE = 4  # files
@@ -72,7 +71,7 @@ class Copier:
       raise self._error
     begun = self._begun
     if begun is not None and time.monotonic() - begun > self._patience:
-      _say(f"A copy has taken {self._patience:.0f} s so far: {self._remote.directory} is slow")
+      say(f"A copy has taken {self._patience:.0f} s so far: {self._remote.directory} is slow")
       self._patience *= 2
 
   def finish(self, alive: Callable[[], None]) -> None:
@@ -124,7 +123,6 @@ class Copier:
           return
 
   def _copy_all(self) -> None:
-    self._delete_superfluous()
     while (step := self._next()) is not None and not self._stopped:
       self._begun, self._patience = time.monotonic(), SLOW
       try:
@@ -132,13 +130,12 @@ class Copier:
       finally:
         self._begun = None
       self._succeeded()
-      self._delete_superfluous()
     self._succeeded()
 
   def _failed(self, error: WriteFailed) -> None:
     self._failures += 1
     if self._failures <= self._retries:
-      _say(f"{error}. Training goes on; it is tried again in {pause(self._failures):.0f} s (retry"
+      say(f"{error}. Training goes on; it is tried again in {pause(self._failures):.0f} s (retry"
            f" {self._failures} of {self._retries})")
       return
     tried = f". It was tried {self._failures} times" if self._retries else ""
@@ -146,7 +143,7 @@ class Copier:
 
   def _succeeded(self) -> None:
     if self._failures:
-      _say(f"Copying succeeded again, after {self._failures} failures")
+      say(f"Copying succeeded again, after {self._failures} failures")
     self._failures = 0
 
   def _saved(self) -> tuple[dict, dict]:
@@ -157,14 +154,21 @@ class Copier:
       self._far = self._remote.saved()
     return local, self._far
 
-  def _missing(self, local: dict, remote: dict) -> set[int]:
-    """Steps that are to stay but are not copied."""
-    superfluous = self._remote.policy.superfluous(remote | local)
-    return local.keys() - remote.keys() - set(superfluous)
-
   def _next(self) -> int | None:
-    """The newest step to copy: what has to leave this machine first."""
-    return max(self._missing(*self._saved()), default=None)
+    """The newest step to copy: what has to leave this machine first.
+
+    Leaves in the near directory its newest step, and what is to stay but is not copied.
+    """
+    local, remote = self._saved()
+    superfluous = self._remote.policy.superfluous(remote | local)
+    missing = local.keys() - remote.keys() - set(superfluous)
+    for step in sorted(local)[:-1]:
+      if step not in missing:
+        try:
+          retention.delete(self._local.directory / str(step))
+        except OSError as error:
+          say(f"an old checkpoint was not deleted: {error}")
+    return max(missing, default=None)
 
   def _copy(self, step: int) -> None:
     """Copies one step; then deletes what the policy does not keep of the remote ones."""
@@ -184,7 +188,7 @@ class Copier:
         if not (problems := manifest.problems(source)):
           raise
         aside = recovery.set_aside(source)
-        _say(f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
+        say(f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
              " now, and training goes on")
         if target.exists():
           target.rmtree()
@@ -202,17 +206,6 @@ class Copier:
       list(pool.map(copy, files))
     self._confirm_owner()
     manifest.write(target, content, copy_of=files)
-
-  def _delete_superfluous(self) -> None:
-    """Leaves in the near directory its newest step, and what is to stay but is not copied."""
-    local, remote = self._saved()
-    missing = self._missing(local, remote)
-    for step in sorted(local)[:-1]:
-      if step not in missing:
-        try:
-          retention.delete(self._local.directory / str(step))
-        except OSError as error:
-          _say(f"an old checkpoint was not deleted: {error}")
 
 
 @contextlib.contextmanager
@@ -232,7 +225,3 @@ def _copy_file(source: epath.Path, target: epath.Path) -> None:
     return
   target.parent.mkdir(parents=True, exist_ok=True)
   shutil.copyfile(source, target)
-
-
-def _say(text: str) -> None:
-  print(f"warning: {text}.", file=sys.stderr, flush=True)

@@ -91,7 +91,7 @@ class Saves:
     if not self._checkpoints.saving:
       self._succeeded()
     elif time.monotonic() - self._begun > self._patience:
-      _say(f"A save has taken {self._patience:.0f} s so far: {self._checkpoints.directory} is slow")
+      say(f"A save has taken {self._patience:.0f} s so far: {self._checkpoints.directory} is slow")
       self._patience *= 2
 
   def settled(self) -> bool:
@@ -119,23 +119,24 @@ class Saves:
       ) from error
     seconds = pause(self._failures)
     self._next = time.monotonic() + seconds
-    _say(
+    say(
         f"{error}. Training goes on; the save is tried again in {seconds:.0f} s (retry"
         f" {self._failures} of {self._retries})"
     )
 
   def _succeeded(self) -> None:
     if self._failures:
-      _say(f"Saving succeeded again, after {self._failures} failures")
+      say(f"Saving succeeded again, after {self._failures} failures")
     self._failures = 0
 
   def _say_stall(self, step: int, seconds: float) -> None:
     if seconds > _STALLED:
-      _say(
+      say(
           f"Training waited {seconds:.1f} s at step {step} until the checkpoint before was written:"
           " raise config.checkpoint.every, or save to a faster disk"
       )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+  """Warns whoever watches the run."""
   print(f"warning: {text}.", file=sys.stderr, flush=True)
