@@ -18,11 +18,15 @@ EOF
 case ${1:-} in
   -h | --help) usage; exit 0 ;;
 esac
-selection="not slow and not multiprocess and not topology and not device and not legacy"
 all=
 if [[ ${1:-} == --all ]]; then
   selection="" all=yes
   shift
+else
+  selection="not slow and not multiprocess and not topology and not device and not legacy"
+  # The gate compiles more than it computes: XLA leaves out what makes code faster.
+  quick="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  export XLA_FLAGS="$quick ${XLA_FLAGS:-}"
 fi
 
 # shellcheck source=launch/environment.sh
@@ -35,4 +39,5 @@ if [[ $all ]]; then
 fi
 cd "$repository"
 # Exit code 5 of pytest (no test ran) is a failure, and stays one.
-exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$selection" "$@"
+# A file's tests share what they compile and the runs that they look at: they stay in one process.
+exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist=loadfile -m "$selection" "$@"

@@ -22,17 +22,20 @@ def pytest_runtest_logreport(report):
     _seconds[parts[1].removesuffix(".py")] += report.duration
 
 
-def _over_budget() -> list[str]:
+def _over_budget(times: float = 1.0) -> list[str]:
   budgets = json.loads((pathlib.Path(__file__).parent / "budgets.json").read_text())
   return [
       f"{room}: {spent:.0f} s of {budgets.get(room, 0)} s"
       for room, spent in _seconds.items()
-      if spent > budgets.get(room, 0)
+      if spent > times * budgets.get(room, 0)
   ]
 
 
 def pytest_sessionfinish(session):
-  if not hasattr(session.config, "workerinput") and _over_budget() and session.exitstatus == 0:
+  # The clock is the machine's, too, which may have a slow hour: what is over is said, twice as much
+  # fails.
+  controls = not hasattr(session.config, "workerinput")
+  if controls and session.exitstatus == 0 and _over_budget(times=2.0):
     session.exitstatus = 1
 
 

@@ -2,7 +2,10 @@
 
 import pytest
 
+from vit_jax import config as config_lib
 from vit_jax import durations
+from vit_jax.checkpoint.retention import Every
+from vit_jax.pace import kept_every
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,15 @@ def test_an_epoch_smaller_than_a_batch_is_a_step():
 )
 def test_seconds_of_durations_of_time_only(text, seconds):
   assert durations.to_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text, every", [
+    ("0 steps", Every()), ("40 steps", Every(steps=40)), ("10 percent", Every(steps=20)),
+    ("2 epochs", Every(steps=10)), ("6 hours", Every(seconds=21_600.0)),
+    ("90 minutes", Every(seconds=5_400.0)),
+])
+def test_which_checkpoints_stay_for_ever(text, every):
+  config = config_lib.load("quickstart", {
+      "checkpoint.keep_every": text, "input.batch_size": "20", "total": "200 steps",
+  })
+  assert kept_every(config, examples=100) == every

@@ -182,11 +182,15 @@ def test_an_average_may_begin_at_a_fork_and_a_fork_be_forked(tmp_path, parent):
 
 
 @pytest.mark.slow
-def test_a_finished_run_made_longer_is_the_longer_run(tmp_path, parent):
+@pytest.mark.parametrize("schedule", [
+    {}, {"schedule.name": "rsqrt", "schedule.timescale": "2 steps", "schedule.warmup": "1 steps"},
+], ids=["constant", "rsqrt"])
+def test_a_finished_run_made_longer_is_the_longer_run(tmp_path, schedule):
   run = tmp_path / "run"
-  shutil.copytree(parent, run)
-  begin(run, {"total": "7 steps"}, amend=True)
-  begin(tmp_path / "straight", {"total": "7 steps"})
+  begin(run, schedule)
+  begin(run, schedule | {"total": "7 steps"}, amend=True)
+  begin(tmp_path / "straight", schedule | {"total": "7 steps"})
+  assert rates(run) == rates(tmp_path / "straight")
   assert losses(run) == losses(tmp_path / "straight")
   assert sorted(losses(run)) == list(range(1, 8))
   assert_same_parameters(run, tmp_path / "straight")

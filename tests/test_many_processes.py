@@ -250,6 +250,18 @@ def test_a_checkpoint_of_four_processes_is_read_by_fewer(tmp_path, one, four, pr
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_checkpoint_of_one_process_is_read_by_more(tmp_path, one, processes):
+  workdir = tmp_path / "run"
+  shutil.copytree(one, workdir)
+  shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+  first, *_ = train(workdir, "--config.mesh.fsdp=2", processes=processes)
+  assert f"resume: from step 4 of {STEPS}" in first.out
+  assert f"devices was 4 x cpu, is 4 x cpu of {processes} processes" in first.out
+  assert_same_training(workdir, one)
+
+
+@pytest.mark.multiprocess
 def test_checkpoints_by_the_clock_are_process_0s_to_decide(tmp_path):
   """Where the others wait for metrics anyway."""
   train(

@@ -14,12 +14,12 @@ from vit_jax.loading import load
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-  """A run of 150 steps on the digits."""
+  """A run of 90 steps on the digits."""
   workdir = tmp_path_factory.mktemp("digits") / "run"
   with pytest.raises(SystemExit) as left:
     main([
-        "train", "--config=quickstart", f"--workdir={workdir}", "--config.total=150 steps",
-        "--config.evaluate.every=150 steps",
+        "train", "--config=quickstart", f"--workdir={workdir}", "--config.total=90 steps",
+        "--config.evaluate.every=90 steps",
     ])
   assert left.value.code == 0
   return workdir
@@ -52,7 +52,7 @@ def test_every_measure_of_a_run(digits, capsys):
   assert counts == list(zip(matrix.sum(axis=1).tolist(), np.diag(matrix).tolist()))
   assert 0 <= found["calibration_error"] < 0.5
   assert len(json.loads((digits / "reliability.json").read_text())) == 15
-  # Features of 150 steps tell digits apart well, the fewer shots the worse.
+  # Features of 90 steps tell digits apart well, the fewer shots the worse.
   assert found["knn_10"] > 0.5 and found["linear_probe"] > 0.7
   assert 0.2 < found["few_shot_1"] < found["few_shot_25"]
 

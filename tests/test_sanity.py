@@ -1,6 +1,7 @@
 """Only sane states are committed: steps are skipped, counted, not saved, and too many end a run."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,14 @@ def test_a_spike_is_skipped(tmp_path, poison, monkeypatch):
   logged = rows(tmp_path / "skipped")
   assert [row["train/skipped"] for row in logged] == [0] * 6 + [1] * 4
   assert logged[6]["train/gradient_norm"] > 100
+  # Continued at step 4: what is usual is part of the checkpoint.
+  for step in (6, 8, 10):
+    shutil.rmtree(tmp_path / "skipped" / "checkpoints" / str(step), ignore_errors=True)
+  assert steps_saved(tmp_path / "skipped")[-1] == 4
+  begin(tmp_path / "skipped", skip__spike_factor=20.0)
+  again = rows(tmp_path / "skipped")
+  for name in ("step", "train/loss", "train/gradient_norm", "train/skipped"):
+    assert [row[name] for row in again] == [row[name] for row in logged]
   poison(6, 7, factor=1e4)
   with pytest.raises(NonFiniteError, match="a spike .config.skip.spike_factor.: the usual norm is"):
     begin(tmp_path / "ended", skip__spike_factor=20.0, skip__limit=1)

@@ -1,4 +1,4 @@
-"""Disks that misbehave under a run: full, read-only, refused, gone; each really, without a mock.
+"""Disks that misbehave under a run: full, read-only, refused, gone, slow, torn; each really.
 
 A run is a process of its own, as in `test_resume`; what happens to its disk happens while it
 trains, and can be undone.
@@ -26,7 +26,10 @@ _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 class Run:
   """A training process; what it says on stdout and stderr is read line by line, from a thread."""
 
-  def __init__(self, path: pathlib.Path, *more: str, prefix: tuple = (), obey_modes: bool = False):
+  def __init__(
+      self, path: pathlib.Path, *more: str, prefix: tuple = (), obey_modes: bool = False,
+      variables: dict[str, str] | None = None,
+  ):
     """Starts it.
 
     Args:
@@ -34,10 +37,12 @@ class Run:
       more: further arguments, which win over those of `test_resume.COMMAND`.
       prefix: what the command is given to, such as `own_disk`.
       obey_modes: whether a directory's mode counts also for the superuser.
+      variables: further ones of its environment.
     """
     self.path, self.said = path, []
     self.process = subprocess.Popen(
-        (*prefix, *COMMAND, f"--workdir={path}", *more), env=environment() | _HASTY,
+        (*prefix, *COMMAND, f"--workdir={path}", *more),
+        env=environment() | _HASTY | (variables or {}),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=_obey_modes if obey_modes else None,
     )
@@ -120,6 +125,44 @@ def _inside(run: Run, *command: str) -> None:
   """Runs a command among the mounts that the run sees."""
   own = ("nsenter", "--target", str(run.process.pid), "--user", "--mount")
   subprocess.run((*own, *command), check=True)
+
+
+class FaultyDisk:
+  """A directory whose disk can be made slow, or tear a rename: see `faulty_disk.c`.
+
+  Attributes:
+    variables: of the environment of the process that is to find it so.
+  """
+
+  def __init__(self, directory: pathlib.Path, *, library: pathlib.Path):
+    """Compiles `library`; nothing is wrong with the disk yet."""
+    source = pathlib.Path(__file__).parent / "faulty_disk.c"
+    subprocess.run(("cc", "-shared", "-fPIC", "-o", library, source, "-ldl"), check=True)
+    self._orders = {name: directory.with_name(f"{directory.name}.{name}")
+                    for name in ("slow", "torn")}
+    self.variables = {"FAULTY_DISK": str(directory), "LD_PRELOAD": str(library)}
+
+  def slow(self, milliseconds: int) -> None:
+    """Every write takes so much longer, until `mend`."""
+    self._order("slow", str(milliseconds))
+
+  def tear(self, *, kill: bool = False) -> None:
+    """The next step's rename moves half of its directory and fails, or kills the process."""
+    self._order("torn", "kill" if kill else "")
+
+  def mend(self) -> None:
+    """What was ordered holds no more."""
+    for file in self._orders.values():
+      file.unlink(missing_ok=True)
+
+  def has_torn(self) -> bool:
+    """Whether the rename was."""
+    return not self._orders["torn"].exists()
+
+  def _order(self, name: str, text: str) -> None:
+    new = self._orders[name].with_suffix(".new")
+    new.write_text(text)
+    new.rename(self._orders[name])
 
 
 def has_own_disks() -> bool:

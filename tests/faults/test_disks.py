@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import signal
 import subprocess
 
 import disks
@@ -17,6 +18,7 @@ from test_resume import COMMAND, environment
 SHORT = ("--config.total=400 steps", "--config.evaluate.every=0 steps",
          "--config.log_every=20 steps", "--config.checkpoint.every=20 steps")
 ENDLESS = SHORT + ("--config.total=100000 steps",)
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 needs_own_disks = pytest.mark.skipif(
     not disks.has_own_disks(), reason="this system lets nobody mount a disk of their own"
 )
@@ -147,6 +149,62 @@ def test_checkpoints_that_disappear(tmp_path):
     (tmp_path / "run" / "checkpoints").rename(tmp_path / "away")
     run.until(run.says("warning: Step", "has disappeared from", "not by this run's doing"))
     assert run.ends() == 0
+    assert_whole(run)
+
+
+@pytest.fixture
+def faulty(tmp_path):
+  """The disk under the checkpoints of the run in `tmp_path / "run"`."""
+  return disks.FaultyDisk(tmp_path / "run" / "checkpoints", library=tmp_path / "faulty.so")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_slow_disk_holds_up_the_next_save_and_says_so(tmp_path, faulty):
+  """The steps up to it are trained meanwhile."""
+  more = SHORT + ("--config.log_every=5 steps",)
+  with disks.Run(tmp_path / "run", *more, variables=faulty.variables) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    faulty.slow(200)
+    run.until(run.says("warning: Training waited", "until the checkpoint before was written"))
+    logged = read_metrics(run.path)[-1]["step"]
+    # One that was committed, and the one that was being written.
+    assert 20 <= logged - run.steps()[-2] and run.steps()[-1] <= logged
+    faulty.mend()
+    assert run.ends() == 0 and "Saving step" not in run.text
+  steps = [line["step"] for line in read_metrics(run.path)]
+  assert steps == list(range(5, 401, 5)) and load(run.path).step == 400
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_rename_that_stops_half_way(tmp_path, faulty):
+  """The save failed: what it has left is no checkpoint, and the next one is."""
+  with disks.Run(tmp_path / "run", *SHORT, variables=faulty.variables) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    faulty.tear()
+    run.until(run.says("warning: Saving step", "Input/output error (EIO)", "retry 1 of 10"))
+    assert faulty.has_torn()
+    run.until(run.says("Saving succeeded again, after 1 failure"))
+    assert run.ends() == 0 and "Traceback" not in run.text
+    assert_whole(run)
+  assert not manifest.problems(run.path / "checkpoints" / "400")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_killed_half_way_through_a_rename(tmp_path, faulty):
+  """The same command goes on from the checkpoint before."""
+  with disks.Run(tmp_path / "run", *SHORT, variables=faulty.variables) as run:
+    run.until(lambda: len(run.steps()) == 2)
+    faulty.tear(kill=True)
+    assert run.ends() == -signal.SIGKILL and faulty.has_torn()
+    kept = run.steps()[-1]
+    torn = [path for path in (run.path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert max(int(path.name) for path in torn) > kept
+  with disks.Run(tmp_path / "run", *SHORT) as run:
+    assert run.ends() == 0, run.text
+    assert f"from step {kept} of 400" in run.text and "Removed" in run.text
     assert_whole(run)
 
 

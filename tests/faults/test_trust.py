@@ -367,7 +367,7 @@ def small_image(kind: str, **options) -> bytes:
 
 
 def bomb(kind: str) -> bytes:
-  """A small file whose header says 50000x50000 pixels, 7.5 GB."""
+  """A small file whose header says 50000x50000 pixels, 7.5 GB; or 16383x16383, a WEBP's most."""
   data, size = bytearray(small_image(kind)), 50_000
   if kind == "PNG":
     at = data.index(b"IHDR")
@@ -377,14 +377,26 @@ def bomb(kind: str) -> bytes:
     struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, size, size)
   elif kind == "BMP":
     struct.pack_into("<ii", data, 18, size, size)
+  elif kind == "DIB":
+    struct.pack_into("<ii", data, 4, size, size)
   elif kind == "GIF":
     struct.pack_into("<HH", data, 6, size, size)
   elif kind == "PPM":
     data = data.replace(b"100 99", b"50000 50000")
+  elif kind == "TIFF":
+    for tag, side in ((256, 100), (257, 99)):  # ImageWidth, ImageLength
+      at = data.index(struct.pack("<HHII", tag, 4, 1, side))
+      struct.pack_into("<HHII", data, at, tag, 4, 1, size)
+  elif kind == "JPEG2000":
+    struct.pack_into(">II", data, data.index(b"ihdr") + 4, size, size)
+  elif kind == "AVIF":
+    struct.pack_into(">II", data, data.index(b"ispe") + 8, 16_384, 16_384)
+  elif kind == "WEBP":
+    struct.pack_into("<HH", data, data.index(b"\x9d\x01\x2a") + 3, 16_383, 16_383)
   return bytes(data)
 
 
-BOMBS = ("PNG", "JPEG", "BMP", "GIF", "PPM")
+BOMBS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "JPEG2000", "AVIF", "WEBP")
 
 
 @pytest.mark.parametrize("pillows_own", [Image.MAX_IMAGE_PIXELS, None], ids=["limit", "none"])
@@ -408,7 +420,7 @@ def test_bombs_among_the_images_are_counted_and_left_out(tmp_path):
   prepare(source="imagefolder", input=tmp_path / "in", output=tmp_path / "out", workers=1)
   rejected = (tmp_path / "out" / "rejected.csv").read_text()
   assert all(f"cat/{kind}.jpg" in rejected for kind in (*BOMBS, "EPS"))
-  assert json.loads((tmp_path / "out" / "dataset.json").read_text())["rejected"] == 6
+  assert json.loads((tmp_path / "out" / "dataset.json").read_text())["rejected"] == len(BOMBS) + 1
 
 
 def test_postscript_is_not_interpreted(tmp_path, monkeypatch):
