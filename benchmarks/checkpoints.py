@@ -6,11 +6,11 @@ Saves a state of so many million float32 parameters with Adam's two moments agai
 training does, and beside each save writes as many bytes to the same disk in sequence and flushes
 them.  Medians over all saves but the first ten, during which allocators and caches fill:
 
-- the growth of the resident memory from the tenth save to the last;
+- the growth of the resident memory from the first ten of them to the last ten;
 - the peak of the resident memory above what it was before a save, in sizes of the state;
 - for how long `save` keeps the thread that trains, beside copying all arrays to the host alone;
 - the rate at which the files were written and flushed, beside the disk's sequential rate;
-- the rate of hashing, per second of the time of one core.
+- the rate of hashing, per second that one core spends on it, without the system's part in reading.
 
 Other work on the machine spoils all of them but the first two; how much there was is printed.
 Leaves with 1 where a figure is not as it should be.
@@ -20,6 +20,7 @@ import argparse
 import operator
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
 
 _SETTLED = 10  # saves after which memory should no longer grow
+_FEW = 10  # saves whose median is the memory at the begin, and at the end
 _BLOCK = 8 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _RELATIONS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
@@ -93,11 +95,13 @@ def measure(directory, saves: int, parameters: float) -> dict:
       rows.append(row)
   settled = rows[_SETTLED:]
   middle = {name: statistics.median(row[name] for row in settled) for name in rows[0]}
-  growth = settled[-1]["memory"] / rows[_SETTLED - 1]["memory"] - 1
+  first, last = (
+      statistics.median(row["memory"] for row in part) for part in (settled[:_FEW], settled[-_FEW:])
+  )
   ratio, rate = middle["blocked"] / middle["copy"], middle["rate"]
   return {
       "bytes": size,
-      "growth of the memory": (growth, ".1%", "< 5%"),
+      "growth of the memory": (last / first - 1, ".1%", "< 5%"),
       "peak of the memory / state": (max(r["peak"] for r in settled) / size, ".2f", "<= 1.2"),
       "thread blocked, ms": (1e3 * middle["blocked"], ".0f", ""),
       "... / copy to the host": (ratio, ".2f", "<= 1.3"),
@@ -151,6 +155,11 @@ def write_in_sequence(path: pathlib.Path, size: int) -> None:
   path.unlink()
 
 
+def thread_time() -> float:
+  """Seconds of a core that this thread has used outside of the system."""
+  return resource.getrusage(resource.RUSAGE_THREAD).ru_utime
+
+
 def resident() -> int:
   """Bytes of this process in memory."""
   return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * _PAGE
@@ -180,7 +189,7 @@ class Clock:
   def __init__(self):
     self._found, self._lock, self._began = {}, threading.Lock(), 0.0
     for name, key, clock in (
-        ("_leave_cache", "flushed", time.perf_counter), ("_measured", "hashed", time.thread_time),
+        ("_leave_cache", "flushed", time.perf_counter), ("_measured", "hashed", thread_time),
     ):
       setattr(manifest, name, self._timed(getattr(manifest, name), key, clock))
     write = manifest.write

@@ -23,6 +23,9 @@ if [[ ${1:-} == --all ]]; then
   selection="" all=yes
   shift
 else
+  # A file's tests share what they compile and the runs that they look at: they stay in one process.
+  # (With --all, the long ones would then wait for each other.)
+  set -- --dist=loadfile "$@"
   selection="not slow and not multiprocess and not topology and not device and not legacy"
   # The gate compiles more than it computes: XLA leaves out what makes code faster.
   quick="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -39,5 +42,4 @@ if [[ $all ]]; then
 fi
 cd "$repository"
 # Exit code 5 of pytest (no test ran) is a failure, and stays one.
-# A file's tests share what they compile and the runs that they look at: they stay in one process.
-exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist=loadfile -m "$selection" "$@"
+exec python -m pytest -n "${TEST_PROCESSES:-2}" -m "$selection" "$@"

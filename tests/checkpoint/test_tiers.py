@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_saves import block, make, save, unblock
 
-from vit_jax.checkpoint import copier, manifest
+from vit_jax.checkpoint import copier, manifest, retry
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.tiers import Tiers
 from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError, PeerLost
@@ -183,26 +183,31 @@ def test_copying_is_tried_again_while_saves_go_on(run, capsys):
       said += capsys.readouterr().err
     assert f"warning: Copying {run.local}/2 to {run.remote}/2 failed: " in said
     assert "(ENOTDIR)" in said
-    assert "Training goes on; it is tried again in 1 s (retry 1 of 3)" in said
+    assert "Training goes on; the copy is tried again in 1 s (retry 1 of 3)" in said
     unblock(run.remote)
     settle(tiers)
     assert "Copying succeeded again, after" in capsys.readouterr().err
     assert run.steps() == ([4], [3, 4])
 
 
-def test_a_directory_that_has_gone_is_not_made_anew(run, capsys):
+@pytest.mark.parametrize("other, said_of_it", [(False, "(ENOENT)"), (True, "taken its place")])
+def test_a_directory_that_has_gone_is_not_made_anew(run, capsys, other, said_of_it):
   """Where a disk was unmounted lies another one."""
   saved(run, 1)
   away = run.remote.parent.with_name("away")
   with run.start() as tiers:
     run.remote.parent.rename(away)
+    if other:
+      run.remote.parent.mkdir()
     assert save(tiers, 2, 1)
     tiers.wait()
     deadline, said = time.monotonic() + 20, ""
     while "retry 1 of 3" not in said and time.monotonic() < deadline:
       time.sleep(0.02)
       said += capsys.readouterr().err
-    assert "(ENOENT)" in said and not run.remote.parent.exists()
+    assert said_of_it in said and not run.remote.exists()
+    if other:
+      run.remote.parent.rmdir()
     away.rename(run.remote.parent)
     settle(tiers)
     assert run.steps() == ([2], [1, 2])
@@ -352,7 +357,7 @@ def test_while_nothing_can_be_copied_the_near_disk_holds_what_the_policy_keeps(r
 
 
 def test_a_slow_copy_is_said(run, monkeypatch, capsys):
-  monkeypatch.setattr(copier, "SLOW", 0.1)
+  monkeypatch.setattr(retry, "_SLOW", 0.1)
   copy_file = copier._copy_file
 
   def slowly(source, target):

@@ -7,11 +7,8 @@ copied, or would not be kept, is deleted from the near directory, but for its ne
 
 from concurrent import futures
 import contextlib
-import errno
-import os
 import shutil
 import threading
-import time
 from typing import Callable, Iterator
 
 from etils import epath
@@ -19,7 +16,8 @@ from etils import epath
 from vit_jax.bucket.path import is_bucket
 from vit_jax.checkpoint import manifest, recovery, retention
 from vit_jax.checkpoint.manager import Checkpoints, reason
-from vit_jax.checkpoint.retry import SLOW, pause, say
+from vit_jax.checkpoint.paths import Home
+from vit_jax.checkpoint.retry import Attempts, pause, say
 from vit_jax.errors import CheckpointError, WriteFailed
 
 _AT_ONCE = 4  # files
@@ -40,15 +38,14 @@ class Copier:
       confirm_owner: is called before anything is written to the remote; see `Checkpoints`.
     """
     self._local, self._remote = local, remote
-    self._retries, self._confirm_owner = retries, confirm_owner
+    self._confirm_owner = confirm_owner
+    self._home = Home(remote.directory.parent)
+    self._attempts = Attempts("copy", "Copying", retries=retries, where=remote.directory)
     self._changed = threading.Condition()
     self._wanted = self._served = 0  # how often there was something to copy, and how often it was
     self._stopped = False
     self._error: Exception | None = None
-    self._failures = 0  # in a row
     self._far: dict[int, retention.Saved] = {}  # what the remote had when it was last asked
-    self._begun: float | None = None  # when the copy under way was
-    self._patience = SLOW
     self._moved = 0  # files
     # A daemon, because a process that has failed does not wait for it.
     self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
@@ -69,10 +66,7 @@ class Copier:
     """
     if self._error is not None:
       raise self._error
-    begun = self._begun
-    if begun is not None and time.monotonic() - begun > self._patience:
-      say(f"A copy has taken {self._patience:.0f} s so far: {self._remote.directory} is slow")
-      self._patience *= 2
+    self._attempts.say_slow()
 
   def finish(self, alive: Callable[[], None]) -> None:
     """Returns when all is copied; raises as `check`.
@@ -103,48 +97,37 @@ class Copier:
   def _run(self) -> None:
     while True:
       with self._changed:
-        if self._failures:
-          self._changed.wait_for(lambda: self._stopped, timeout=pause(self._failures))
+        if failures := self._attempts.failures:
+          self._changed.wait_for(lambda: self._stopped, timeout=pause(failures))
         self._changed.wait_for(lambda: self._served < self._wanted or self._stopped)
         if self._stopped:
           return
         wanted = self._wanted
       try:
         self._copy_all()
-      except WriteFailed as error:
-        self._failed(error)
+      except WriteFailed as error:  # of another kind: `Saves` would try the save again
+        self._error = CheckpointError(*error.args)
       except Exception as error:  # pylint: disable=broad-exception-caught
         self._error = error
       with self._changed:
-        if not self._failures:
+        if not self._attempts.failures:
           self._served = wanted
         self._changed.notify_all()
         if self._error is not None:
           return
 
   def _copy_all(self) -> None:
-    while (step := self._next()) is not None and not self._stopped:
-      self._begun, self._patience = time.monotonic(), SLOW
-      try:
+    """Raises WriteFailed where copying has failed too often."""
+    try:
+      while (step := self._next()) is not None and not self._stopped:
+        self._attempts.begun()
         self._copy(step)
-      finally:
-        self._begun = None
-      self._succeeded()
-    self._succeeded()
-
-  def _failed(self, error: WriteFailed) -> None:
-    self._failures += 1
-    if self._failures <= self._retries:
-      say(f"{error}. Training goes on; it is tried again in {pause(self._failures):.0f} s (retry"
-           f" {self._failures} of {self._retries})")
-      return
-    tried = f". It was tried {self._failures} times" if self._retries else ""
-    self._error = CheckpointError(f"{error}, then repeat the command{tried}")
-
-  def _succeeded(self) -> None:
-    if self._failures:
-      say(f"Copying succeeded again, after {self._failures} failures")
-    self._failures = 0
+        self._attempts.succeeded()
+      self._attempts.succeeded()
+    except WriteFailed as error:
+      self._attempts.failed(error)
+    finally:
+      self._attempts.ended()
 
   def _saved(self) -> tuple[dict, dict]:
     """What the manifests of both say; of a remote that does not answer what they said before."""
@@ -174,9 +157,7 @@ class Copier:
     """Copies one step; then deletes what the policy does not keep of the remote ones."""
     source, target = (tier.directory / str(step) for tier in (self._local, self._remote))
     with _failing(f"Copying {source} to {target}"):
-      if not is_bucket(target) and not self._remote.directory.parent.is_dir():
-        # Where a disk is no longer mounted nothing is to be written.
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      self._home.check()
       self._confirm_owner()
       if manifest.exists(target):
         return  # there when it could not be listed

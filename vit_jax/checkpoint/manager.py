@@ -25,8 +25,9 @@ import orbax.checkpoint as ocp
 
 from vit_jax.bucket import failures
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import late_callbacks, manifest, recovery, retention, tree
-from vit_jax.checkpoint.paths import absolute
+from vit_jax.checkpoint import freed_memory, late_callbacks, late_writes, manifest, recovery
+from vit_jax.checkpoint import retention, tree
+from vit_jax.checkpoint.paths import Home, absolute
 from vit_jax.checkpoint.processes import PATIENCE, barrier, decided_by_first, meet
 from vit_jax.errors import CheckpointError, ConfigError, PeerLost, WriteFailed
 
@@ -76,7 +77,8 @@ class Checkpoints:
     self._confirm_owner = confirm_owner
     self._on_commit = on_commit or self.retain
     self._orbax = None
-    self._home: tuple[int, int] | None = None  # of the directory around this one
+    self._gate = late_writes.Gate()
+    self._home: Home | None = None  # the directory around this one
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
@@ -171,7 +173,8 @@ class Checkpoints:
         params=ocp.args.PyTreeSave(params), training=ocp.args.PyTreeSave(training)
     )
     try:
-      begun = manager.save(step, args=items)
+      with self._gate:
+        begun = manager.save(step, args=items)
     except PeerLost:
       raise
     except Exception as error:  # pylint: disable=broad-exception-caught
@@ -367,7 +370,7 @@ class Checkpoints:
       try:
         self._orbax = ocp.CheckpointManager(
             os.fspath(self.directory),
-            item_handlers={name: ocp.PyTreeCheckpointHandler() for name in _ITEMS},
+            item_handlers={name: late_writes.make_handler(self._gate) for name in _ITEMS},
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.LatestN(n=None),
@@ -387,29 +390,17 @@ class Checkpoints:
         said = failures.reason(error) or error
         raise CheckpointError(f"{self.directory} cannot be opened: {said}") from error
       self._known = set(self._orbax.all_steps())
-      self._home = self._identity()
+      self._home = Home(self.directory.parent)
     return self._orbax
 
   def _manager_to_save(self, step: int) -> ocp.CheckpointManager:
     """`_manager`, where a step can be saved; raises WriteFailed where it cannot."""
-    if self._orbax is not None and (now := self._identity()) != self._home:
-      # Orbax would make it, or may have, and the run would go on in a directory that is no run's.
-      said = "another directory has taken its place" if now else os.strerror(errno.ENOENT)
-      raise self._failed_to_save(step, FileNotFoundError(errno.ENOENT, said))
     try:
-      return self._manager()
-    except CheckpointError as error:
+      manager = self._manager()
+      self._home.check()
+      return manager
+    except (CheckpointError, FileNotFoundError) as error:
       raise self._failed_to_save(step, error) from error
-
-  def _identity(self) -> tuple[int, int] | None:
-    """What tells the run's directory from another in its place; None where there is none."""
-    if is_bucket(self.directory):
-      return None
-    try:
-      found = os.stat(self.directory.parent)
-    except OSError:
-      return None
-    return found.st_dev, found.st_ino
 
   def _check_owner(self) -> None:
     if self._read_only:
@@ -429,6 +420,8 @@ class Checkpoints:
     except Exception as error:  # pylint: disable=broad-exception-caught
       self._error = self._failed_to_save(step, error)
       self._error.__cause__ = error
+    finally:
+      freed_memory.give_back()
 
   def _discard(self, step: int) -> None:
     """Removes what a failed save has left, which may be what fills the disk.

@@ -10,13 +10,70 @@ from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import SaveLost, WriteFailed
 
 _LONGEST = 600.0  # seconds between two attempts
-SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
+_SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
 _STALLED = 1.0  # seconds that training waited for the save before
 
 
 def pause(failures: int) -> float:
   """Seconds to wait after so many failures in a row, 1 and more."""
   return min(2.0 ** (failures - 1), _LONGEST)
+
+
+class Attempts:
+  """Counts how often in a row one kind of work has failed; says that, and what takes long.
+
+  Attributes:
+    failures: since it last succeeded.
+    next: when to try again, as of `time.monotonic`.
+  """
+
+  def __init__(self, noun: str, doing: str, *, retries: int, where):
+    """Nothing has failed, or begun.
+
+    Args:
+      noun, doing: what the work is called, "save" and "Saving".
+      retries: attempts after the first one that failed.
+      where: the directory that it is done in.
+    """
+    self._noun, self._doing, self._retries, self._where = noun, doing, retries, where
+    self.failures = 0
+    self.next = 0.0
+    self._begun: float | None = None
+    self._patience = _SLOW
+
+  def begun(self) -> None:
+    """From here on it may take long."""
+    self._begun, self._patience = time.monotonic(), _SLOW
+
+  def ended(self) -> None:
+    """It no longer does."""
+    self._begun = None
+
+  def say_slow(self) -> None:
+    """Says where it has taken long; never waits."""
+    begun = self._begun
+    if begun is not None and time.monotonic() - begun > self._patience:
+      say(f"A {self._noun} has taken {self._patience:.0f} s so far: {self._where} is slow")
+      self._patience *= 2
+
+  def failed(self, error: WriteFailed) -> None:
+    """Says when it is tried again; raises WriteFailed where it has failed too often."""
+    self.failures += 1
+    if self.failures > self._retries:
+      tried = f". It was tried {self.failures} times" if self._retries else ""
+      raise WriteFailed(f"{error}, then repeat the command{tried}") from error
+    seconds = pause(self.failures)
+    self.next = time.monotonic() + seconds
+    say(
+        f"{error}. Training goes on; the {self._noun} is tried again in {seconds:.0f} s (retry"
+        f" {self.failures} of {self._retries})"
+    )
+
+  def succeeded(self) -> None:
+    """The count begins anew."""
+    if self.failures:
+      say(f"{self._doing} succeeded again, after {self.failures} failures")
+    self.failures = 0
 
 
 class Saves:
@@ -41,11 +98,7 @@ class Saves:
     """
     self._checkpoints = checkpoints
     self._before = before
-    self._retries = retries
-    self._failures = 0  # since the last that succeeded
-    self._next = 0.0  # when to try again
-    self._begun = 0.0
-    self._patience = SLOW
+    self._attempts = Attempts("save", "Saving", retries=retries, where=checkpoints.directory)
 
   def due(self, due: bool, *, last: bool) -> bool:
     """Whether to save after this step.
@@ -54,9 +107,9 @@ class Saves:
       due: whether it falls due by the run's intervals.
       last: whether the run ends here.
     """
-    if not self._failures or self._checkpoints.saving:
+    if not self._attempts.failures or self._checkpoints.saving:
       return due
-    return last or time.monotonic() >= self._next
+    return last or time.monotonic() >= self._attempts.next
 
   def save(self, step: int, **state) -> bool:
     """As `Checkpoints.save`; True also where it failed and will be tried again."""
@@ -64,7 +117,7 @@ class Saves:
     try:
       if earlier:
         self._checkpoints.wait()
-        self._succeeded()
+        self._attempts.succeeded()
         self._say_stall(step, time.monotonic() - asked)
       if self._before is not None:
         self._before()
@@ -72,9 +125,9 @@ class Saves:
     except WriteFailed as error:
       self._failed(error)
       return True
-    self._begun, self._patience = time.monotonic(), SLOW
-    if not begun and self._failures:  # committed after all, though the answer got lost
-      self._succeeded()
+    self._attempts.begun()
+    if not begun and self._attempts.failures:  # committed after all, though the answer got lost
+      self._attempts.succeeded()
       return True
     return begun
 
@@ -89,45 +142,28 @@ class Saves:
     if not saving:
       return
     if not self._checkpoints.saving:
-      self._succeeded()
-    elif time.monotonic() - self._begun > self._patience:
-      say(f"A save has taken {self._patience:.0f} s so far: {self._checkpoints.directory} is slow")
-      self._patience *= 2
+      self._attempts.succeeded()
+    else:
+      self._attempts.say_slow()
 
   def settled(self) -> bool:
     """Waits for the last save; False where it is to be tried again, after the pause before that."""
     try:
       if self._checkpoints.saving:
         self._checkpoints.wait()
-        self._succeeded()
+        self._attempts.succeeded()
     except WriteFailed as error:
       self._failed(error)
-    if self._failures:
-      time.sleep(max(0.0, self._next - time.monotonic()))
-    return not self._failures
+    if self._attempts.failures:
+      time.sleep(max(0.0, self._attempts.next - time.monotonic()))
+    return not self._attempts.failures
 
   def _failed(self, error: WriteFailed) -> None:
-    self._failures += 1
     if jax.process_count() > 1:
       raise SaveLost(
           f"{error}. Start all processes again; the same command continues the run"
       ) from error
-    if self._failures > self._retries:
-      raise WriteFailed(
-          f"{error}, then repeat the command"
-          + (f". It was tried {self._failures} times" if self._retries else "")
-      ) from error
-    seconds = pause(self._failures)
-    self._next = time.monotonic() + seconds
-    say(
-        f"{error}. Training goes on; the save is tried again in {seconds:.0f} s (retry"
-        f" {self._failures} of {self._retries})"
-    )
-
-  def _succeeded(self) -> None:
-    if self._failures:
-      say(f"Saving succeeded again, after {self._failures} failures")
-    self._failures = 0
+    self._attempts.failed(error)
 
   def _say_stall(self, step: int, seconds: float) -> None:
     if seconds > _STALLED:
