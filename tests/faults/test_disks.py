@@ -10,9 +10,12 @@ import disks
 import killer
 import pytest
 
+from vit_jax import config as config_lib
 from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint.retry import Saves
 from vit_jax.loading import load
 from vit_jax.observe.metrics import read_metrics
+from vit_jax.train import train
 from test_resume import COMMAND, environment
 
 SHORT = ("--config.total=400 steps", "--config.evaluate.every=0 steps",
@@ -58,6 +61,35 @@ def test_a_full_disk_that_gets_room_again(tmp_path):
     )
     assert run.ends() == 0
     assert_whole(run)
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_behind_the_training_is_said_at_the_next_step(
+    tmp_path, monkeypatch, capsys
+):
+  """Step 2 is written while step 3 is trained, and cannot be committed."""
+  said, write, check = [], manifest.write, Saves.check
+
+  def hindered(directory, content):
+    if directory.name == "2":
+      (directory / f"{manifest.NAME}.tmp").mkdir()
+    write(directory, content)
+
+  def after_the_save(saves):
+    if saves._checkpoints.saving:
+      saves._checkpoints._commit_thread.join()
+    check(saves)
+    said.append("Saving step 2 to" in capsys.readouterr().err)
+
+  monkeypatch.setattr(manifest, "write", hindered)
+  monkeypatch.setattr(Saves, "check", after_the_save)
+  keys = {
+      "total": "4 steps", "checkpoint.every": "2 steps", "evaluate.every": "0 steps",
+      "model.width": "32", "model.depth": "1", "model.num_heads": "2", "model.mlp_dim": "32",
+  }
+  train(config_lib.load("quickstart", keys), workdir=tmp_path / "run")
+  assert said == [False, False, True, False]  # at the end of each step
+  assert load(tmp_path / "run").step == 4
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from PIL import Image
 import pytest
 
 from small_models import MODEL, random_params
+from vit_jax.data.array_record import FORMAT, open_array_record
 from vit_jax.data.cifar import open_cifar
 from vit_jax.data.decode import UnreadableImage, decode
 from vit_jax.data.folder import open_folder
@@ -355,6 +356,16 @@ def test_features_of_tfds_name_no_modules_of_others(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="harmful.X"):
       open_tfds_directory(tmp_path, held_out=0, decode_small=True)
   assert not (tmp_path / "harmed").exists() and "harmful" not in sys.modules
+
+
+@pytest.mark.parametrize("splits, said", [
+    ({"train": {"shards": [{"file": file, "examples": 1, "bytes": 1}]}}, "outside of its directory")
+    for file in ("../secret", "/etc/secret", "a/b", "..")
+] + [([], "damaged"), ({"train": None}, "damaged"), ({"train": {"shards": [{}]}}, "damaged")])
+def test_shards_lie_beside_what_lists_them(tmp_path, splits, said):
+  described = {"format": FORMAT, "name": "x", "classes": ["a"], "fingerprint": "0"}
+  (tmp_path / "dataset.json").write_text(json.dumps(described | {"splits": splits}))
+  refused(lambda: open_array_record(tmp_path, held_out=0.0), DataError, match=said)
 
 
 # --- images

@@ -138,10 +138,15 @@ def read_description(root: Path | BucketPath) -> dict:
     described = json.loads(file.read_text())
     known = described["format"] == FORMAT
     complete = {"name", "classes", "splits", "fingerprint"} <= set(described)
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    splits = described["splits"].values() if complete else ()
+    files = [str(shard["file"]) for split in splits for shard in split["shards"]]
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise DataError(f"{file} is damaged ({error}): prepare the data set again") from error
   if not (known and complete):
     raise DataError(f"{file} is not of the format {FORMAT}: prepare the data set again")
+  for name in files:
+    if "/" in name or name in ("", ".", ".."):
+      raise DataError(f"{file} names a shard outside of its directory, {name!r}: do not trust it")
   return described
 
 
