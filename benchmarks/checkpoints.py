@@ -3,20 +3,24 @@
     PYTHONPATH=. python benchmarks/checkpoints.py [--saves=200] [--parameters=20] [--directory=DIR]
 
 Saves a state of so many million float32 parameters with Adam's two moments again and again, as
-training does, and beside each save writes as many bytes to the same disk in sequence and flushes
-them.  Medians over all saves but the first ten, during which allocators and caches fill:
+training does, with steps between and meanwhile that are given the state to overwrite, and beside
+each save writes as many bytes to the same disk in sequence and flushes them.  Medians over all
+saves but the first ten, during which allocators and caches fill:
 
-- the growth of the resident memory from the first ten of them to the last ten;
+- the growth of the resident memory from the first ten of them to the last ten, and from the middle;
 - the peak of the resident memory above what it was before a save, in sizes of the state;
-- for how long `save` keeps the thread that trains, beside copying all arrays to the host alone;
+- for how long `save` keeps the thread that trains, beside copying all arrays to the host alone, and
+  how much longer the step after it takes than the one before;
 - the rate at which the files were written and flushed, beside the disk's sequential rate;
-- the rate of hashing, per second that one core spends on it, without the system's part in reading.
+- the rate of hashing, per second that one core spends on it; also without the system's part, which
+  is reading.
 
 Other work on the machine spoils all of them but the first two; how much there was is printed.
 Leaves with 1 where a figure is not as it should be.
 """
 
 import argparse
+import functools
 import operator
 import os
 import pathlib
@@ -49,8 +53,8 @@ def main():
   parser.add_argument("--parameters", type=float, default=20, help="in millions [20]")
   parser.add_argument("--directory", help="to work in, on the disk to measure [temporary]")
   arguments = parser.parse_args()
-  if arguments.saves <= _SETTLED:
-    parser.error(f"--saves={arguments.saves}: the first {_SETTLED} do not count")
+  if arguments.saves < _SETTLED + 2 * _FEW:
+    parser.error(f"--saves={arguments.saves}: it takes {_SETTLED + 2 * _FEW} to see a growth")
   for note in machine.machine_notes(progress=print):
     print(f"- {note}")
   other = machine.OtherWork([os.getpid()])
@@ -84,30 +88,39 @@ def measure(directory, saves: int, parameters: float) -> dict:
     for step in range(1, saves + 1):
       state = jax.block_until_ready(advanced(state))
       row = {"copy": timed(copy_to_host, state)}
+      state, row["before"] = timed_step(state)
       clock.begin()
       with Peak() as peak:
         row["blocked"] = timed(save, checkpoints, step, state)
+        state, row["after"] = timed_step(state)
         checkpoints.wait()
       row |= clock.end() | {"peak": peak.above, "memory": resident()}
+      row["longer"] = row["after"] - row["before"]
       row["rate"] = row["bytes"] / row["written"]
       row["hashed"] = row["bytes"] / row["hashed"]
-      row["disk"] = size / timed(write_in_sequence, directory / "sequence", size)
+      row["alone"] = row["bytes"] / row["alone"]
+      row["disk"] = size / write_in_sequence(directory / "sequence", size)
       rows.append(row)
   settled = rows[_SETTLED:]
   middle = {name: statistics.median(row[name] for row in settled) for name in rows[0]}
-  first, last = (
-      statistics.median(row["memory"] for row in part) for part in (settled[:_FEW], settled[-_FEW:])
+  half = len(settled) // 2
+  first, halfway, last = (
+      statistics.median(row["memory"] for row in part)
+      for part in (settled[:_FEW], settled[half : half + _FEW], settled[-_FEW:])
   )
   ratio, rate = middle["blocked"] / middle["copy"], middle["rate"]
   return {
       "bytes": size,
       "growth of the memory": (last / first - 1, ".1%", "< 5%"),
+      "... in the second half": (last / halfway - 1, ".1%", ""),
       "peak of the memory / state": (max(r["peak"] for r in settled) / size, ".2f", "<= 1.2"),
       "thread blocked, ms": (1e3 * middle["blocked"], ".0f", ""),
       "... / copy to the host": (ratio, ".2f", "<= 1.3"),
+      "next step longer by, ms": (1e3 * middle["longer"], ".0f", ""),
       "written and flushed, GB/s": (rate / 1e9, ".2f", ""),
       "... / disk in sequence": (rate / middle["disk"], ".2f", ">= 0.7"),
-      "hashed a core, GB/s": (middle["hashed"] / 1e9, ".2f", ">= 1"),
+      "read and hashed a core, GB/s": (middle["hashed"] / 1e9, ".2f", ""),
+      "hashed a core, GB/s": (middle["alone"] / 1e9, ".2f", ">= 1"),
       "from save to commit, s": (middle["committed"], ".1f", ""),
   }
 
@@ -122,9 +135,9 @@ def make_state(parameters: float, leaves: int = 24) -> dict:
   }
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def advanced(state):
-  """Other numbers, in new arrays, as a training step leaves them."""
+  """Other numbers in the same arrays, as a training step leaves them."""
   return jax.tree.map(lambda leaf: leaf * 1.0001, state)
 
 
@@ -145,17 +158,26 @@ def timed(function, *arguments) -> float:
   return time.perf_counter() - began
 
 
-def write_in_sequence(path: pathlib.Path, size: int) -> None:
-  """As many bytes as a disk takes at its best: one file, large blocks, flushed, then removed."""
+def timed_step(state) -> tuple[dict, float]:
+  """The state after a step, and its seconds."""
+  began = time.perf_counter()
+  return jax.block_until_ready(advanced(state)), time.perf_counter() - began
+
+
+def write_in_sequence(path: pathlib.Path, size: int) -> float:
+  """Seconds for as many bytes at a disk's best: one file, large blocks, flushed."""
   block = np.random.default_rng(0).bytes(_BLOCK)
+  began = time.perf_counter()
   with open(path, "wb", buffering=0) as file:
     for start in range(0, size, _BLOCK):
       file.write(block[: min(_BLOCK, size - start)])
     os.fsync(file.fileno())
+  seconds = time.perf_counter() - began
   path.unlink()
+  return seconds
 
 
-def thread_time() -> float:
+def user_time() -> float:
   """Seconds of a core that this thread has used outside of the system."""
   return resource.getrusage(resource.RUSAGE_THREAD).ru_utime
 
@@ -189,7 +211,8 @@ class Clock:
   def __init__(self):
     self._found, self._lock, self._began = {}, threading.Lock(), 0.0
     for name, key, clock in (
-        ("_leave_cache", "flushed", time.perf_counter), ("_measured", "hashed", thread_time),
+        ("_leave_cache", "flushed", time.perf_counter), ("_measured", "hashed", time.thread_time),
+        ("_measured", "alone", user_time),
     ):
       setattr(manifest, name, self._timed(getattr(manifest, name), key, clock))
     write = manifest.write
@@ -216,11 +239,12 @@ class Clock:
     self._found, self._began = {}, time.perf_counter()
 
   def end(self) -> dict[str, float]:
-    """Seconds: "written" by Orbax and flushed, "hashed" of a core's time, until "committed"; and
-    the "bytes" of all files."""
+    """Seconds: "written" by Orbax and flushed, "hashed" of a core's time, "alone" of that outside of
+    the system, until "committed"; and the "bytes" of all files."""
     return {
         "written": self._found["orbax"] + self._found["flushed"],
-        "hashed": self._found["hashed"], "bytes": self._found["bytes"],
+        "hashed": self._found["hashed"], "alone": self._found["alone"],
+        "bytes": self._found["bytes"],
         "committed": time.perf_counter() - self._began,
     }
 

@@ -78,6 +78,8 @@ check_tpu() {
   done
   check_count slices 1
   check_count chips-per-host $((chips <= all_on_one ? chips : 4))
+  check_pattern --chips-per-host "${option[chips-per-host]}" '1|2|4|8' \
+    "a machine has 1, 2, 4 or 8 chips"
   replicas=${option[slices]} devices=${option[chips-per-host]}
   ((chips % devices == 0)) ||
     fail "--chips-per-host=$devices does not divide the $chips chips of ${option[topology]}"
@@ -131,6 +133,10 @@ yaml_string() {
 }
 
 processes() {
+  # A slice may wait long for its machines, spot ones most of all: the others are patient.
+  if ((hosts * replicas > 1)) && [[ " ${arguments[*]}" != *" --start-timeout"[=\ ]* ]]; then
+    echo '              - "--start-timeout=86400"'
+  fi
   if [[ $group == worker ]] && ((hosts > 1)); then
     # TPU hosts find each other; GPU machines are told the first pod's name in the set's network.
     printf '              - "%s"\n' "--coordinator=$name-worker-0-0.$name:8476" \
@@ -208,10 +214,19 @@ END
               resources:
                 limits:
                   $resource: $devices
+              volumeMounts:
+              - name: shm
+                mountPath: /dev/shm # images come from worker processes through it; else 64 MB
 END
   [[ $group == worker ]] || cat <<END
               securityContext:
                 runAsUser: 0 # a TPU's device files are root's
+END
+  cat <<END
+            volumes:
+            - name: shm
+              emptyDir:
+                medium: Memory
 END
 }
 

@@ -53,6 +53,9 @@ log=$name-%j.log
 if [[ ${option[array]:-} ]]; then
   check_pattern --array "${option[array]}" '[0-9]+(-[0-9]+)?(%[0-9]+)?' \
     "write the runs of the sweep, such as 0-7, or 0-7%2 for two at a time"
+  each=${option[array]%\%*}
+  ((10#${each%-*} <= 10#${each#*-})) ||
+    fail "--array is ${option[array]@Q}: the first run comes before the last, as in 0-7"
   check_command sweep
   log=$name-%A_%a.log
 else
@@ -86,15 +89,15 @@ job() {
   directive open-mode append
   echo '#SBATCH --requeue'
   cat <<END
-cd $(quoted "${here%/*}") || exit
-source launch/arguments.sh
-source launch/checkpoints.sh
-source launch/environment.sh
+launch=$(quoted "$here")
+source "\$launch/arguments.sh" || exit
+source "\$launch/checkpoints.sh" || exit
+source "\$launch/environment.sh" || exit
 activate_environment
 arguments=($line)
 workdir=$(quoted "$workdir")
 before=\$(committed_checkpoints "\$workdir")
-$(quoted "${command[@]}" bash launch/supervise.sh --) "\${arguments[@]}"
+$(quoted "${command[@]}" bash) "\$launch/supervise.sh" -- "\${arguments[@]}"
 code=\$?
 if restartable \$code && new_checkpoint "\$before" "\$(committed_checkpoints "\$workdir")"; then
   scontrol requeue "\$SLURM_JOB_ID"

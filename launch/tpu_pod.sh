@@ -58,20 +58,34 @@ case $verb in
 esac
 gcloud=(gcloud compute tpus queued-resources)
 
+# is_cuboid N: whether N cubes of 64 chips are a slice, whose sides are at most 24 cubes.
+is_cuboid() {
+  local a b
+  for ((a = 1; a * a * a <= $1; a++)); do
+    for ((b = a; a * b * b <= $1; b++)); do
+      ((a * b * (($1) / (a * b)) != $1 || $1 / (a * b) > 24)) || return 0
+    done
+  done
+  return 1
+}
+
 check_machines() {
   local type cores most
   check_needed accelerator
   type=${option[accelerator]}
-  check_pattern --accelerator "$type" '(v4|v5litepod|v5p|v6e)-[1-9][0-9]*' \
+  check_pattern --accelerator "$type" '(v4|v5litepod|v5p|v6e)-[1-9][0-9]{0,4}' \
     "write v4-N, v5litepod-N (v5e), v5p-N or v6e-N"
   cores=${type#*-}
   case $type in
     v4-* | v5p-*) # counted in cores, two a chip
       most=8192
       [[ $type == v4-* ]] || most=12288
-      [[ $cores =~ ^(8|16|32|64)$ ]] || ((cores % 128 == 0 && cores <= most)) ||
-        fail "--accelerator is ${type@Q}: N, two cores a chip, is 8, 16, 32, 64 or a multiple of 128," \
-          "at most $most"
+      if [[ ! $cores =~ ^(8|16|32|64)$ ]]; then
+        if ((cores % 128 || cores > most)) || ! is_cuboid $((cores / 128)); then
+          fail "--accelerator is ${type@Q}: N, two cores a chip, is 8, 16, 32, 64 or a multiple of" \
+            "128 that is a cuboid of 4x4x4 chips, at most $most"
+        fi
+      fi
       ;;
     *) check_pattern --accelerator "$type" '[^-]*-(1|4|8|16|32|64|128|256)' \
       "N is 1, 4, 8, 16, 32, 64, 128 or 256 chips" ;;

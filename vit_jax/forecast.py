@@ -268,7 +268,7 @@ def _run(plan, topology: Topology, step: dict, data) -> dict:
       "cores": fact(math.ceil(cores), "cores", measured),
       "cores_a_host": fact(
           math.ceil(cores / topology.hosts), "cores",
-          f"cores / hosts of {min(topology.chip.host_chips, topology.chips)} chips",
+          f"cores / hosts of {topology.host_chips} chips",
       ),
   }
 

@@ -40,7 +40,7 @@ def plan(
   config = config_lib.load(recipe, overrides)
   changed = _changed(config_lib.load(recipe), config)
   if topology is None:
-    if examples or classes or mfu:
+    if (examples, classes, mfu) != (None, None, None):
       raise ConfigError("--examples, --classes and --mfu are for --topology=...")
     return _here(config, changed)
   if mfu is not None and not 0 < mfu <= 1:

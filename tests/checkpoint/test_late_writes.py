@@ -6,6 +6,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from vit_jax.checkpoint.late_writes import Gate, make_handler
+from vit_jax.checkpoint.manager import Checkpoints
 
 TREE = {"a": jnp.arange(1000.0), "b": {"c": jnp.ones((3, 4))}}
 
@@ -25,15 +26,21 @@ def save(manager, step):
   assert manager.save(step, args=ocp.args.PyTreeSave(TREE))
 
 
-def test_nothing_is_written_before_the_gate_opens(tmp_path, gate, manager):
-  with gate:
-    save(manager, 1)
+def test_nothing_is_written_before_save_is_through(tmp_path, monkeypatch):
+  begun, seen = ocp.CheckpointManager.save, []
+
+  def slowly(self, step, **more):
+    result = begun(self, step, **more)
     time.sleep(0.3)
-    assert [path for path in tmp_path.rglob("*") if path.is_dir()]
-    assert not [path for path in tmp_path.rglob("default/*")]
-  manager.wait_until_finished()
-  restored = ocp.PyTreeCheckpointer().restore(tmp_path / "1" / "default")  # Orbax alone reads it
-  np.testing.assert_array_equal(restored["a"], TREE["a"])
+    seen.append({path.name for path in tmp_path.rglob("*") if path.is_file()})
+    return result
+
+  monkeypatch.setattr(ocp.CheckpointManager, "save", slowly)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert checkpoints.save(1, params=TREE, training=TREE, meta={})
+  assert seen == [{"_CHECKPOINT_METADATA"}]  # by the thread that trains
+  restored = ocp.PyTreeCheckpointer().restore(tmp_path / "checkpoints" / "1" / "params")
+  np.testing.assert_array_equal(restored["a"], TREE["a"])  # Orbax alone reads it
   np.testing.assert_array_equal(restored["b"]["c"], TREE["b"]["c"])
 
 

@@ -200,8 +200,7 @@ def test_a_slow_disk_holds_up_the_next_save_and_says_so(tmp_path, faulty):
     faulty.slow(200)
     run.until(run.says("warning: Training waited", "until the checkpoint before was written"))
     logged = read_metrics(run.path)[-1]["step"]
-    # One that was committed, and the one that was being written.
-    assert 20 <= logged - run.steps()[-2] and run.steps()[-1] <= logged
+    assert logged - run.steps()[-1] >= 15  # trained while the next one was being written
     faulty.mend()
     assert run.ends() == 0 and "Saving step" not in run.text
   steps = [line["step"] for line in read_metrics(run.path)]

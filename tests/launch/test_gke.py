@@ -96,7 +96,7 @@ def test_the_container_gets_what_was_given(base, cluster):
   assert container["command"] == ["bash", "/opt/vit_jax/launch/supervise.sh", "--"]
   # TPU machines find each other; GPU machines are told.
   told = ["--coordinator=vit-worker-0-0.vit:8476", "--processes=3", "--process=2"]
-  assert words[len(given):] == (told if base is not TPU else [])
+  assert words[len(given):] == ["--start-timeout=86400", *(told if base is not TPU else [])]
   assert not list(cluster.home.rglob("injected*"))
 
 
@@ -136,6 +136,20 @@ def test_every_slice_that_can_be_planned_can_be_launched(tpu, cluster):
         f"--topology={'x'.join(map(str, shape))}", "--dry-run", *TRAIN,
     )
     assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("given", [[], ["--start-timeout=60"], ["--start-timeout", "60"]])
+def test_pods_wait_a_day_for_the_others(given, cluster):
+  waiting = job_of(manifest(cluster, *TPU, *TRAIN, *given))[2]["args"]
+  assert waiting == [*TRAIN[1:], *(given or ["--start-timeout=86400"])]
+  alone = job_of(manifest(cluster, *GPU, *TRAIN, *given))[2]["args"]
+  assert alone == [*TRAIN[1:], *given]
+
+
+def test_images_of_worker_processes_have_room(cluster):
+  pod = job_of(manifest(cluster, *TPU, *TRAIN))[1]["template"]["spec"]
+  assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+  assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
 
 
 def test_one_gpu_machine_needs_no_coordinator(cluster):
@@ -196,7 +210,8 @@ def test_other_verbs_print_and_run_the_same(verb, cluster):
         (["run", "vit", "--image=i", "--tpu=v5p", "--topology=4x8x4"], "'4x8x4'", "not fall"),
         (["run", "vit", "--image=i", "--tpu=v4", "--topology=16x16x20"], "'16x16x20'", "4096"),
         (["run", "vit", "--image=i", "--tpu=v5p", "--topology=4x4"], "'4x4'", "2x2x2"),
-        ([*TPU, "--chips-per-host=7", *TRAIN], "--chips-per-host=7", "64 chips"),
+        ([*TPU, "--chips-per-host=7", *TRAIN], "--chips-per-host is '7'", "1, 2, 4 or 8 chips"),
+        ([*TPU, "--chips-per-host=64", *TRAIN], "--chips-per-host is '64'", "1, 2, 4 or 8 chips"),
         ([*TPU, "--gpus=8", *TRAIN], "--gpus does not go", "--tpu, or --gpus"),
         ([*GPU, "--slices=2", *TRAIN], "--slices does not go", "--tpu, or --gpus"),
         (["run", "vit", "--image=i", "--gpus=8"], "--gpu is missing", "--gpu=VALUE"),

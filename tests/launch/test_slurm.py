@@ -50,9 +50,21 @@ def test_vit_jax_gets_what_was_given(array, cluster):
 def test_what_is_given_adds_no_directive(cluster):
   """Slurm reads #SBATCH lines up to the first command, in quotes or not."""
   shown = cluster.launch("slurm.sh", "--dry-run", "--gpus-per-node=1", *TRAIN, *HOSTILE).stdout
-  head, _, rest = shown.partition("\ncd ")
+  head, _, rest = shown.partition("\nlaunch=")
   assert "#SBATCH --x" not in head and "\n#SBATCH --x" in rest
   assert all(line.startswith("#") for line in head.splitlines())
+
+
+def test_paths_are_those_of_where_it_was_submitted(cluster, tmp_path):
+  cluster.add("vit-jax", 'pwd >"$HOME/place"; mkdir -p runs/a/checkpoints/5'
+                         '; touch runs/a/checkpoints/5/manifest.json; exit 143')
+  cluster.launch("slurm.sh", "--gpus-per-node=1", "--", "train", "--workdir=runs/a")
+  cluster.add("srun", 'cd "$PWD"; vit-jax; exit 75')
+  (tmp_path / "submitted").mkdir()
+  cluster.take_calls()
+  cluster.run("bash", "-c", f'cd "$1" && bash "$2"', "x", tmp_path / "submitted", cluster.home / "job")
+  assert (cluster.home / "place").read_text() == f"{tmp_path / 'submitted'}\n"
+  assert ["scontrol", "requeue", "17"] in cluster.take_calls()  # its checkpoint was seen there
 
 
 @pytest.mark.parametrize(
@@ -113,6 +125,7 @@ def test_the_job_lists_a_bucket_with_the_python_of_its_environment(cluster, tmp_
     "arguments, named, fix",
     [
         (TRAIN, "--gpus-per-node is missing", "--gpus-per-node=VALUE"),
+        (["--gpus-per-node=1", "--array=7-0", *TRAIN], "--array is '7-0'", "as in 0-7"),
         (["--gpus-per-node=all", *TRAIN], "--gpus-per-node is 'all'", "whole number"),
         (["--gpus-per-node=8", "--nodes=-1", *TRAIN], "--nodes is '-1'", "whole number"),
         (["--gpus-per-node=8", "--grace=0", *TRAIN], "--grace is '0'", "from 1"),

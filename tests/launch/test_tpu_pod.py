@@ -1,7 +1,11 @@
 """launch/tpu_pod.sh against a `gcloud` that notes what it is asked, and plays the machines."""
 
+import math
+
 from fake_commands import check_golden, FakeCommands, HOSTILE, REPOSITORY
 import pytest
+
+from vit_jax.parallel.chips import CHIPS
 
 PLACE = ["vit", "--zone=us-west4-a"]
 TRAIN = ["--", "train", "--config=vit_i1k:B/16", "--workdir=gs://bucket/run"]
@@ -64,6 +68,14 @@ def test_a_dry_run_runs_nothing_and_prints_what_would_run(case, cloud):
   cloud.states(*ASSUMED.get(case, []))
   assert cloud.launch("tpu_pod.sh", verb, *rest).returncode == 0
   assert cloud.take_calls() == printed != []
+
+
+@pytest.mark.parametrize("tpu", ["v4", "v5p"])
+def test_every_slice_that_can_be_planned_can_be_created(tpu, cloud):
+  sizes = sorted({math.prod(shape) for shape in CHIPS[tpu].shapes()})
+  for chips in (*sizes[:12], sizes[-1]):
+    command = ["create", *PLACE, f"--accelerator={tpu}-{2 * chips}", "--dry-run"]
+    assert cloud.launch("tpu_pod.sh", *command).returncode == 0, chips
 
 
 @pytest.mark.parametrize(
@@ -198,6 +210,8 @@ def test_setup_installs_on_a_worker(worker):
         (["create", *PLACE, "--accelerator=v5litepod-48"], "'v5litepod-48'", "32, 64"),
         (["create", *PLACE, "--accelerator=v5p-96"], "'v5p-96'", "32, 64 or a multiple"),
         (["create", *PLACE, "--accelerator=v4-8320"], "'v4-8320'", "at most 8192"),
+        (["create", *PLACE, "--accelerator=v5p-3712"], "'v5p-3712'", "a cuboid of 4x4x4 chips"),
+        (["create", *PLACE, "--accelerator=v4-18446744073709551616"], "'v4-18", "v5p-N or v6e-N"),
         (["create", *PLACE, "--accelerator=v4-8", "--slices=0"], "--slices is '0'", "from 1"),
         (["create", *PLACE, "--accelerator=v4-8", "--spot", "--reserved"], "--spot", "leave one"),
         (["create", *PLACE, "--accelerator=v4-8", "--runtime=a;b"], "--runtime", "v2-alpha"),

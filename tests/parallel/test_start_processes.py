@@ -180,7 +180,9 @@ def metadata(monkeypatch, environment):
     def do_GET(self):
       name = self.path.removeprefix("/computeMetadata/v1/instance/attributes/")
       known = name in told and self.headers["Metadata-Flavor"] == "Google"
-      self.send_response(200 if known else 404)
+      failing = told.get("failures", 0)
+      told["failures"] = max(0, failing - 1)
+      self.send_response(503 if failing else 200 if known else 404)
       self.end_headers()
       self.wfile.write(told.get(name, "").encode())
 
@@ -208,6 +210,17 @@ def test_cloud_tpu(metadata):
   metadata["tpu-env"] = "ZONE: 'x'\n" + "\n".join(f"{k}: '{v}'" for k, v in SLICES.items())
   assert (find().processes, find().process) == (3, 1)
   assert find().coordinator == "vit-slice-0-0.vit:8482"
+
+
+def test_a_metadata_server_that_does_not_answer_makes_nobody_train_alone(metadata, monkeypatch):
+  monkeypatch.setattr(clusters, "_PAUSES", (0.0, 0.0, 0.0))
+  metadata |= {"agent-worker-number": "1", "worker-network-endpoints": "10.0.0.7,10.0.0.8"}
+  for failures in (1, 2):
+    metadata["failures"] = failures
+    assert find().process == 1
+  metadata["failures"] = 3
+  with pytest.raises(ConfigError, match="503.*--coordinator"):
+    find()
 
 
 def test_a_tpu_without_a_metadata_server_is_alone(metadata, environment):

@@ -114,6 +114,15 @@ def test_imagined_devices_carry_a_mesh(text):
   assert slices == sorted(slices)
 
 
+@pytest.mark.parametrize("text, hosts, chips", [
+    ("v5e:1x1", 1, 1), ("v5e:2x4", 1, 8), ("v6e:2x4*3", 3, 8), ("v5e:4x4", 4, 4),
+    ("v5p:2x2x2", 2, 4), ("tpu7x:4x4x4", 16, 4), ("h100:2", 1, 2), ("h100:8*2", 2, 8),
+])
+def test_hosts(text, hosts, chips):
+  assert (parse(text).hosts, parse(text).host_chips) == (hosts, chips)
+  assert len({d.process_index for d in imagined_devices(parse(text))}) == hosts
+
+
 def test_hosts_of_imagined_devices():
   processes = [device.process_index for device in imagined_devices(parse("v5p:2x2x2"))]
   assert processes == [0] * 4 + [1] * 4

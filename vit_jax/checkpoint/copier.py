@@ -17,7 +17,7 @@ from vit_jax.bucket.path import is_bucket
 from vit_jax.checkpoint import manifest, recovery, retention
 from vit_jax.checkpoint.manager import Checkpoints, reason
 from vit_jax.checkpoint.paths import Home
-from vit_jax.checkpoint.retry import Attempts, pause, say
+from vit_jax.checkpoint.retry import Attempts, say
 from vit_jax.errors import CheckpointError, WriteFailed
 
 _AT_ONCE = 4  # files
@@ -97,8 +97,8 @@ class Copier:
   def _run(self) -> None:
     while True:
       with self._changed:
-        if failures := self._attempts.failures:
-          self._changed.wait_for(lambda: self._stopped, timeout=pause(failures))
+        if self._attempts.failures:
+          self._changed.wait_for(lambda: self._stopped, timeout=self._attempts.pause)
         self._changed.wait_for(lambda: self._served < self._wanted or self._stopped)
         if self._stopped:
           return
@@ -126,8 +126,6 @@ class Copier:
       self._attempts.succeeded()
     except WriteFailed as error:
       self._attempts.failed(error)
-    finally:
-      self._attempts.ended()
 
   def _saved(self) -> tuple[dict, dict]:
     """What the manifests of both say; of a remote that does not answer what they said before."""

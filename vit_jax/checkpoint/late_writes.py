@@ -1,8 +1,7 @@
 """A gate for Orbax's threads, which begin to write when `save` is through.
 
 Orbax already writes one tree while it takes the next from the devices.  On few cores its threads
-hold up the one that trains, most of all at the start of each further thread: without the gate
-`save` took more than twice as long there (`benchmarks/checkpoints.py`, two cores).
+hold up the one that trains, most of all at the start of each further thread.
 """
 
 import asyncio

@@ -78,7 +78,7 @@ class Checkpoints:
     self._on_commit = on_commit or self.retain
     self._orbax = None
     self._gate = late_writes.Gate()
-    self._home: Home | None = None  # the directory around this one
+    self._home = Home(self.directory.parent)
     self._commit_thread: threading.Thread | None = None
     self._saving: int | None = None  # the step that the thread commits
     self._known: set[int] = set()  # steps on disk or handed to Orbax, the same on all processes
@@ -390,16 +390,16 @@ class Checkpoints:
         said = failures.reason(error) or error
         raise CheckpointError(f"{self.directory} cannot be opened: {said}") from error
       self._known = set(self._orbax.all_steps())
-      self._home = Home(self.directory.parent)
     return self._orbax
 
   def _manager_to_save(self, step: int) -> ocp.CheckpointManager:
     """`_manager`, where a step can be saved; raises WriteFailed where it cannot."""
     try:
+      self._home.check()  # before Orbax makes it anew
       manager = self._manager()
-      self._home.check()
+      self._home.check()  # now that it is there
       return manager
-    except (CheckpointError, FileNotFoundError) as error:
+    except (CheckpointError, OSError) as error:
       raise self._failed_to_save(step, error) from error
 
   def _check_owner(self) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 
 from etils import epath
 
@@ -27,21 +28,27 @@ class Home:
   """
 
   def __init__(self, directory: epath.Path):
-    """Takes the directory that is there for the run's."""
+    """Takes the directory that is there, or the first to be seen, for the run's."""
     self._directory = directory
-    self._known = self._identity()
+    self._known = None if is_bucket(directory) else _identity(directory)
 
   def check(self) -> None:
-    """Raises FileNotFoundError where the directory is gone, or is another."""
-    if (now := self._identity()) != self._known:
-      said = "another directory has taken its place" if now else os.strerror(errno.ENOENT)
-      raise FileNotFoundError(errno.ENOENT, said)
-
-  def _identity(self) -> tuple[int, int] | None:
+    """Raises the OSError of a directory that is gone, or is another, or cannot be seen."""
     if is_bucket(self._directory):
-      return None
-    try:
-      found = os.stat(self._directory)
-    except OSError:
-      return None
-    return found.st_dev, found.st_ino
+      return
+    now = _identity(self._directory)
+    if self._known and not now:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    # A disk that was mounted anew may have other numbers.
+    if self._known and now != self._known and not (self._directory / "run.json").exists():
+      raise FileNotFoundError(errno.ENOENT, "another directory has taken its place")
+    self._known = now
+
+
+def _identity(directory: epath.Path) -> tuple[int, int] | None:
+  """What tells a local directory from others; None where there is none."""
+  try:
+    found = os.stat(directory)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None

@@ -14,17 +14,11 @@ _SLOW = 60.0  # seconds of a save, after which it is said, and after twice as ma
 _STALLED = 1.0  # seconds that training waited for the save before
 
 
-def pause(failures: int) -> float:
-  """Seconds to wait after so many failures in a row, 1 and more."""
-  return min(2.0 ** (failures - 1), _LONGEST)
-
-
 class Attempts:
   """Counts how often in a row one kind of work has failed; says that, and what takes long.
 
   Attributes:
     failures: since it last succeeded.
-    next: when to try again, as of `time.monotonic`.
   """
 
   def __init__(self, noun: str, doing: str, *, retries: int, where):
@@ -37,7 +31,7 @@ class Attempts:
     """
     self._noun, self._doing, self._retries, self._where = noun, doing, retries, where
     self.failures = 0
-    self.next = 0.0
+    self._next = 0.0  # when to try again
     self._begun: float | None = None
     self._patience = _SLOW
 
@@ -45,9 +39,10 @@ class Attempts:
     """From here on it may take long."""
     self._begun, self._patience = time.monotonic(), _SLOW
 
-  def ended(self) -> None:
-    """It no longer does."""
-    self._begun = None
+  @property
+  def pause(self) -> float:
+    """Seconds until it is to be tried again."""
+    return max(0.0, self._next - time.monotonic())
 
   def say_slow(self) -> None:
     """Says where it has taken long; never waits."""
@@ -58,12 +53,14 @@ class Attempts:
 
   def failed(self, error: WriteFailed) -> None:
     """Says when it is tried again; raises WriteFailed where it has failed too often."""
+    self._begun = None
     self.failures += 1
     if self.failures > self._retries:
       tried = f". It was tried {self.failures} times" if self._retries else ""
       raise WriteFailed(f"{error}, then repeat the command{tried}") from error
-    seconds = pause(self.failures)
-    self.next = time.monotonic() + seconds
+    # 1 s, 2 s, 4 s, ...
+    seconds = min(2.0 ** (self.failures - 1), _LONGEST)
+    self._next = time.monotonic() + seconds
     say(
         f"{error}. Training goes on; the {self._noun} is tried again in {seconds:.0f} s (retry"
         f" {self.failures} of {self._retries})"
@@ -71,6 +68,7 @@ class Attempts:
 
   def succeeded(self) -> None:
     """The count begins anew."""
+    self._begun = None
     if self.failures:
       say(f"{self._doing} succeeded again, after {self.failures} failures")
     self.failures = 0
@@ -109,7 +107,7 @@ class Saves:
     """
     if not self._attempts.failures or self._checkpoints.saving:
       return due
-    return last or time.monotonic() >= self._attempts.next
+    return last or not self._attempts.pause
 
   def save(self, step: int, **state) -> bool:
     """As `Checkpoints.save`; True also where it failed and will be tried again."""
@@ -155,7 +153,7 @@ class Saves:
     except WriteFailed as error:
       self._failed(error)
     if self._attempts.failures:
-      time.sleep(max(0.0, self._attempts.next - time.monotonic()))
+      time.sleep(self._attempts.pause)
     return not self._attempts.failures
 
   def _failed(self, error: WriteFailed) -> None:

@@ -8,11 +8,13 @@ be named.
 """
 
 import dataclasses
+import http.client
 import importlib.util
 import os
 import re
+import socket
+import time
 from typing import Callable, Iterator, Sequence
-import urllib.error
 import urllib.request
 
 import jax
@@ -20,6 +22,7 @@ import jax
 from vit_jax.errors import ConfigError
 
 _TPU_PORT = 8482  # as JAX has it
+_PAUSES = (1.0, 2.0, 4.0, 8.0, 0.0)  # seconds after each time that the metadata server was asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,18 +201,32 @@ def _has_tpu() -> bool:
 
 
 def _attribute(name: str) -> str | None:
-  """What the metadata server says; None where there is none, or no such attribute."""
+  """What the metadata server says; None where there is none, or no such attribute.
+
+  Raises:
+    ConfigError: there is one, but it does not answer: without it this host would train alone.
+  """
   server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
   request = urllib.request.Request(
       f"http://{server}/computeMetadata/v1/instance/attributes/{name}",
       headers={"Metadata-Flavor": "Google"},
   )
   direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-  try:
-    with direct.open(request, timeout=10) as answer:
-      return answer.read().decode()
-  except (urllib.error.URLError, TimeoutError):
-    return None
+  for pause in _PAUSES:
+    try:
+      with direct.open(request, timeout=10) as answer:
+        return answer.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+      if getattr(error, "code", None) == 404:
+        return None
+      if isinstance(getattr(error, "reason", None), (socket.gaierror, ConnectionRefusedError)):
+        return None
+      said = error
+    time.sleep(pause)
+  raise ConfigError(
+      f"the metadata server {server} does not tell {name} ({said}), so that this host does not know"
+      " the others: start it again, or give --coordinator, --processes and --process"
+  )
 
 
 def _of_slices(

@@ -50,9 +50,16 @@ class Topology:
     return self.chips * self.chip.devices
 
   @property
+  def host_chips(self) -> int:
+    """Chips of a host of one slice; a single host of v5e and v6e has up to 8."""
+    chips = math.prod(self.shape)
+    alone = 8 if self.chip.dimensions == 2 else self.chip.host_chips
+    return chips if chips <= alone else self.chip.host_chips
+
+  @property
   def hosts(self) -> int:
-    """Of all slices together; part of a host counts as one."""
-    return self.slices * math.ceil(math.prod(self.shape) / self.chip.host_chips)
+    """Of all slices together."""
+    return self.slices * math.ceil(math.prod(self.shape) / self.host_chips)
 
 
 def parse(text: str) -> Topology:
@@ -180,7 +187,7 @@ def imagined_devices(topology: Topology) -> list[ImaginedDevice]:
   everything = itertools.product(range(topology.slices), places, range(chip.devices))
   return [
       ImaginedDevice(
-          i, i // (chip.host_chips * chip.devices), slice_index, place, core, chip.platform,
+          i, i // (topology.host_chips * chip.devices), slice_index, place, core, chip.platform,
           chip.device_kind,
       )
       for i, (slice_index, place, core) in enumerate(everything)
