@@ -239,8 +239,8 @@ class Clock:
     self._found, self._began = {}, time.perf_counter()
 
   def end(self) -> dict[str, float]:
-    """Seconds: "written" by Orbax and flushed, "hashed" of a core's time, "alone" of that outside of
-    the system, until "committed"; and the "bytes" of all files."""
+    """Seconds: "written" by Orbax and flushed, "hashed" of a core's time, "alone" without the
+    system's part of it, until "committed"; and the "bytes" of all files."""
     return {
         "written": self._found["orbax"] + self._found["flushed"],
         "hashed": self._found["hashed"], "alone": self._found["alone"],

@@ -82,8 +82,8 @@ check_machines() {
       [[ $type == v4-* ]] || most=12288
       if [[ ! $cores =~ ^(8|16|32|64)$ ]]; then
         if ((cores % 128 || cores > most)) || ! is_cuboid $((cores / 128)); then
-          fail "--accelerator is ${type@Q}: N, two cores a chip, is 8, 16, 32, 64 or a multiple of" \
-            "128 that is a cuboid of 4x4x4 chips, at most $most"
+          fail "--accelerator is ${type@Q}: N, two cores a chip, is 8, 16, 32, 64 or a multiple" \
+            "of 128 that is a cuboid of 4x4x4 chips, at most $most"
         fi
       fi
       ;;

@@ -62,7 +62,7 @@ def test_paths_are_those_of_where_it_was_submitted(cluster, tmp_path):
   cluster.add("srun", 'cd "$PWD"; vit-jax; exit 75')
   (tmp_path / "submitted").mkdir()
   cluster.take_calls()
-  cluster.run("bash", "-c", f'cd "$1" && bash "$2"', "x", tmp_path / "submitted", cluster.home / "job")
+  cluster.run("bash", cluster.home / "job", cwd=tmp_path / "submitted")
   assert (cluster.home / "place").read_text() == f"{tmp_path / 'submitted'}\n"
   assert ["scontrol", "requeue", "17"] in cluster.take_calls()  # its checkpoint was seen there
 
