@@ -6,14 +6,18 @@ hold up the one that trains, most of all at the start of each further thread.
 
 import asyncio
 from concurrent import futures
-import dataclasses
+import copy
+from typing import Awaitable, Callable
 
-from etils import epath
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+_OTHER_TYPES = (int, float, bytes, np.number, np.ndarray, str)
 
 
 class Gate:
-  """A context in which nothing is written that was given to a handler with this gate."""
+  """A context in which no array is written that was given to a handler with this gate."""
 
   def __init__(self):
     self._opened = futures.Future()
@@ -25,24 +29,14 @@ class Gate:
   def __exit__(self, *_):
     self._opened.set_result(None)
 
-  def path(self, path: epath.Path) -> "_LatePath":
-    """The path, which exists but is awaited until the gate opens."""
-    return _LatePath(path, self._opened)
+  def waiter(self) -> Callable[[], Awaitable[None]]:
+    """What returns when the gate as it stands now is open; in any thread's event loop."""
+    opened = self._opened
 
+    async def wait() -> None:
+      await asyncio.shield(asyncio.wrap_future(opened))
 
-@dataclasses.dataclass
-class _LatePath:
-  """What Orbax calls a PathAwaitingCreation: its writers await it before they begin."""
-
-  path: epath.Path
-  opened: futures.Future
-
-  def __truediv__(self, name) -> "_LatePath":
-    return _LatePath(self.path / name, self.opened)
-
-  async def await_creation(self) -> epath.Path:
-    await asyncio.shield(asyncio.wrap_future(self.opened))
-    return self.path
+    return wait
 
 
 def make_handler(gate: Gate) -> ocp.PyTreeCheckpointHandler:
@@ -51,11 +45,20 @@ def make_handler(gate: Gate) -> ocp.PyTreeCheckpointHandler:
   Of this very class, because a checkpoint names it, and any Orbax is to read it.  Nothing is
   compressed: trained float32 numbers hardly shrink, and take time and memory for it.
   """
-  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-  async_save = handler.async_save
+  types = ocp.type_handlers
+  arrays = copy.copy(types.get_type_handler(jax.Array))
+  serialize = arrays.serialize
 
-  async def save_late(directory: epath.Path, *arguments, **more):
-    return await async_save(gate.path(directory), *arguments, **more)
+  async def serialize_late(values, infos, *more):
+    # What Orbax awaits before it writes: a directory that it made in the background.  Ours is
+    # there.  (Such directories themselves are resolved by two threads at once, and not safely.)
+    wait = gate.waiter()
+    late = [info.replace(await_path_creation=wait) for info in infos]
+    return await serialize(values, late, *more)
 
-  handler.async_save = save_late
-  return handler
+  arrays.serialize = serialize_late
+  others = [(kind, types.get_type_handler(kind)) for kind in _OTHER_TYPES]
+  return ocp.PyTreeCheckpointHandler(
+      use_compression=False,
+      type_handler_registry=types.create_type_handler_registry((jax.Array, arrays), *others),
+  )
