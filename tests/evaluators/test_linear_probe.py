@@ -42,7 +42,7 @@ def test_what_is_left_out_is_not_seen():
   assert solution.loss == pytest.approx(loss, abs=1e-4)
   assert np.mean(probe.predict(test.values, solution) == predicted) >= 0.995
   again = probe.fit(1e-2, kept=kept, start=solution)
-  assert again.iterations <= 2
+  assert again.iterations <= solution.iterations / 10
 
 
 def test_the_whole_measure(monkeypatch):
