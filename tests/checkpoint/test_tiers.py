@@ -56,6 +56,15 @@ def settle(tiers):
   tiers.finish(complete=False)
 
 
+def said_until_retry(capsys) -> str:
+  """What was said when a copy has failed for the first time, or after 20 s."""
+  deadline, said = time.monotonic() + 20, ""
+  while "retry 1 of 3" not in said and time.monotonic() < deadline:
+    time.sleep(0.02)
+    said += capsys.readouterr().err
+  return said
+
+
 def restored(tiers, step) -> bool:
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   wanted = jax.tree.map(
@@ -177,10 +186,7 @@ def test_copying_is_tried_again_while_saves_go_on(run, capsys):
       assert save(tiers, step, 1)
       tiers.wait()
       tiers.check()
-    deadline, said = time.monotonic() + 20, ""
-    while "retry 1 of 3" not in said and time.monotonic() < deadline:
-      time.sleep(0.02)
-      said += capsys.readouterr().err
+    said = said_until_retry(capsys)
     assert f"warning: Copying {run.local}/2 to {run.remote}/2 failed: " in said
     assert "(ENOTDIR)" in said
     assert "Training goes on; the copy is tried again in 1 s (retry 1 of 3)" in said
@@ -201,10 +207,7 @@ def test_a_directory_that_has_gone_is_not_made_anew(run, capsys, other, said_of_
       run.remote.parent.mkdir()
     assert save(tiers, 2, 1)
     tiers.wait()
-    deadline, said = time.monotonic() + 20, ""
-    while "retry 1 of 3" not in said and time.monotonic() < deadline:
-      time.sleep(0.02)
-      said += capsys.readouterr().err
+    said = said_until_retry(capsys)
     assert said_of_it in said and not run.remote.exists()
     if other:
       run.remote.parent.rmdir()

@@ -97,8 +97,7 @@ class Copier:
   def _run(self) -> None:
     while True:
       with self._changed:
-        if self._attempts.failures:
-          self._changed.wait_for(lambda: self._stopped, timeout=self._attempts.pause)
+        self._changed.wait_for(lambda: self._stopped, timeout=self._attempts.pause)
         self._changed.wait_for(lambda: self._served < self._wanted or self._stopped)
         if self._stopped:
           return
@@ -167,8 +166,10 @@ class Copier:
         if not (problems := manifest.problems(source)):
           raise
         aside = recovery.set_aside(source)
-        say(f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
-             " now, and training goes on")
+        say(
+            f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
+            " now, and training goes on"
+        )
         if target.exists():
           target.rmtree()
     self._remote.retain()

@@ -1,5 +1,6 @@
 """Paths that stay what they are: when the working directory changes, or a disk is unmounted."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -30,7 +31,9 @@ class Home:
   def __init__(self, directory: epath.Path):
     """Takes the directory that is there, or the first to be seen, for the run's."""
     self._directory = directory
-    self._known = None if is_bucket(directory) else _identity(directory)
+    self._known = None
+    with contextlib.suppress(OSError):  # `check` says so
+      self.check()
 
   def check(self) -> None:
     """Raises the OSError of a directory that is gone, or is another, or cannot be seen."""

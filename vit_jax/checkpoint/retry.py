@@ -41,7 +41,7 @@ class Attempts:
 
   @property
   def pause(self) -> float:
-    """Seconds until it is to be tried again."""
+    """Seconds until it is to be tried again; 0 where it has not failed."""
     return max(0.0, self._next - time.monotonic())
 
   def say_slow(self) -> None:
@@ -71,7 +71,7 @@ class Attempts:
     self._begun = None
     if self.failures:
       say(f"{self._doing} succeeded again, after {self.failures} failures")
-    self.failures = 0
+    self.failures, self._next = 0, 0.0
 
 
 class Saves:
@@ -152,8 +152,7 @@ class Saves:
         self._attempts.succeeded()
     except WriteFailed as error:
       self._failed(error)
-    if self._attempts.failures:
-      time.sleep(self._attempts.pause)
+    time.sleep(self._attempts.pause)
     return not self._attempts.failures
 
   def _failed(self, error: WriteFailed) -> None:
