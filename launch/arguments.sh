@@ -6,6 +6,7 @@
 # check_NAME ...   leave with exit code 2 and one paragraph on stderr that names the argument.
 # quoted WORD...   the words as one line that bash reads back as they are, whatever is in them.
 # perform COMMAND  runs it; with --dry-run prints it instead.
+# announce TEXT    says what comes next; with --dry-run as a comment.
 # restartable CODE whether vit-jax should be started again after that exit code.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
@@ -123,6 +124,10 @@ perform() {
   else
     "$@"
   fi
+}
+
+announce() {
+  printf '%s%s\n' "${option[dry-run]:+# }" "$*"
 }
 
 # 75: preempted, or a peer was lost; 134, 137, 143: an abort, or a kill from outside.

@@ -9,17 +9,24 @@
 # install_beside NAME PACKAGE...   installs packages without their dependencies into $VIRTUAL_ENV/NAME,
 #                          which is on no path: for libraries that disturb what the tests need, or
 #                          an older version.  A process that wants them sets PYTHONPATH to it.
+# With --dry-run (arguments.sh) the commands that are left to do are printed instead.
 # Behind a mirror, or to take PyTorch's CPU build from its own index, set pip's PIP_INDEX_URL or
 # PIP_EXTRA_INDEX_URL.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+# shellcheck source=launch/arguments.sh
+declare -F perform >/dev/null || source "$repository/launch/arguments.sh"
 
 activate_environment() {
   # `activate` is the last file that venv writes: half an environment is not one.
   if [[ -z ${VIRTUAL_ENV:-} && -f $repository/.venv/bin/activate ]]; then
-    # shellcheck disable=SC1091
-    source "$repository/.venv/bin/activate"
+    enter_environment
   fi
+}
+
+enter_environment() {
+  perform source "$repository/.venv/bin/activate"
+  VIRTUAL_ENV=$repository/.venv
 }
 
 install_vit_jax() {
@@ -30,9 +37,9 @@ install_vit_jax() {
       echo "vit_jax needs Python 3.11 or newer: set PYTHON=/path/to/python3.11" >&2
       return 2
     }
-    echo "making $repository/.venv"
-    "${PYTHON:-python3}" -m venv "$repository/.venv"
-    activate_environment
+    announce "making $repository/.venv"
+    perform "${PYTHON:-python3}" -m venv "$repository/.venv"
+    enter_environment
   fi
   # One line for each set of extras that was installed at this version of the files.
   installed=$VIRTUAL_ENV/.vit_jax_installed
@@ -40,11 +47,16 @@ install_vit_jax() {
   if grep -qsxF "$version [$extras]" "$installed"; then
     return
   fi
-  echo "installing vit_jax[$extras] with the tested versions into $VIRTUAL_ENV"
+  announce "installing vit_jax[$extras] with the tested versions into $VIRTUAL_ENV"
+  local command=(python -m pip install --quiet --disable-pip-version-check
+    --constraint "$repository/constraints.txt" --editable "${repository}[$extras]")
+  if [[ ${option[dry-run]:-} ]]; then
+    perform "${command[@]}"
+    return
+  fi
   grep -s "^$version " "$installed" >"$installed.new" || true
   mv "$installed.new" "$installed"
-  python -m pip install --quiet --disable-pip-version-check \
-    --constraint "$repository/constraints.txt" --editable "${repository}[$extras]" || return
+  "${command[@]}" || return
   echo "$version [$extras]" >>"$installed"
 }
 
@@ -56,8 +68,11 @@ install_beside() {
   if [[ $(cat "$installed" 2>/dev/null) == "$*" ]]; then
     return
   fi
-  echo "installing $* beside, into $place"
-  rm -rf "$place"
-  python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" "$@" || return
-  mkdir -p "$place" && echo "$*" >"$installed"
+  announce "installing $* beside, into $place"
+  perform rm -rf "$place"
+  perform python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" "$@" ||
+    return
+  if [[ ! ${option[dry-run]:-} ]]; then
+    mkdir -p "$place" && echo "$*" >"$installed"
+  fi
 }

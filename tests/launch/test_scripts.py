@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,31 @@ def test_help_says_how_to_call_it_and_installs_nothing(script, environment):
     asked = run("bash", script, option, env=environment.variables)
     assert asked.returncode == 0 and f"usage: bash {name_of(script)}" in asked.stdout
   assert not environment.pip_calls
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=name_of)
+def test_a_dry_run_prints_what_is_left_to_do_and_does_nothing(script, checkout, environment):
+  directory = checkout.parent / "a run"
+  given = ["-k", "nothing at all"] if script.name == "test.sh" else [directory]
+  script = checkout / "launch" / script.name
+  files = sorted(checkout.rglob("*"))
+  shown = run("bash", script, "--dry-run", *given, env=environment.variables)
+  assert shown.returncode == 0, shown.stderr
+  assert not environment.pip_calls and not directory.exists()
+  assert sorted(checkout.rglob("*")) == files
+  lines = [shlex.split(line) for line in shown.stdout.splitlines() if line[0] != "#"]
+  assert lines[0][:4] == ["python", "-m", "pip", "install"] or lines[0][0] == "export"
+  verbs = [line[1] for line in lines if line[0] == "vit-jax"]
+  if script.name == "test.sh":
+    assert lines[-1][:4] == ["exec", "python", "-m", "pytest"] and lines[-1][-2:] == given
+  else:
+    assert verbs == ["train", "train", "evaluate", "evaluate", "convert"]
+  bare = {k: v for k, v in environment.variables.items() if k != "VIRTUAL_ENV"}
+  made = run("bash", script, "--dry-run", env=bare).stdout.splitlines()
+  made = [line for line in made if not line.startswith(("#", "export "))]
+  assert made[0] == f"{bare.get('PYTHON', 'python3')} -m venv '{checkout}/.venv'"
+  assert made[1] == f"source '{checkout}/.venv/bin/activate'"
+  assert made[2].startswith("python -m pip install ")
 
 
 @pytest.mark.parametrize("arguments", [["--fast"], ["-x"], ["one", "two"]])

@@ -165,13 +165,28 @@ def test_run_gives_vit_jax_what_it_was_given(worker):
 @pytest.mark.parametrize("verb", ["run", "setup"])
 def test_what_runs_is_left_alone(verb, worker):
   (worker.home / "active").touch()
+  for archive in ("vit_jax.tar.gz", "vit_jax/installed.tar.gz"):
+    (worker.home / archive).write_text("this checkout")
   worker.states("ACTIVE")
   done = worker.launch("tpu_pod.sh", verb, *PLACE, *(TRAIN if verb == "run" else []))
   assert done.returncode == 0 and "vit-jax runs" in done.stdout
   assert not {"systemd-run", "vit-jax", "python3"} & {call[0] for call in worker.take_calls()}
 
 
+def test_a_worker_that_runs_other_code_is_said_and_nothing_started(worker):
+  """As where one of several was lost, and the checkout has changed since."""
+  (worker.home / "active").touch()
+  (worker.home / "vit_jax.tar.gz").write_text("this checkout")
+  (worker.home / "vit_jax" / "installed.tar.gz").write_text("the one before")
+  worker.states("ACTIVE", "ACTIVE")
+  done = worker.launch("tpu_pod.sh", "resume", *PLACE, *SLICES, *TRAIN)
+  assert done.returncode == 1
+  assert "runs, with other code than this checkout: stop vit first" in done.stderr
+  assert not {"systemd-run", "vit-jax", "python3"} & {call[0] for call in worker.take_calls()}
+
+
 def test_setup_installs_on_a_worker(worker):
+  (worker.home / "vit_jax.tar.gz").write_text("this checkout")
   worker.states("ACTIVE")
   worker.add("python3")
   worker.add("rm")
@@ -184,6 +199,7 @@ def test_setup_installs_on_a_worker(worker):
   assert unpacked[-1] == "--file=../vit_jax.tar.gz"
   installed = [call for call in calls if call[0] == "python3"][-1]
   assert installed[-1] == "--editable=.[gcs,tpu]"
+  assert (worker.home / "vit_jax" / "installed.tar.gz").read_text() == "this checkout"
 
 
 @pytest.mark.parametrize(
