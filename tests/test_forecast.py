@@ -178,6 +178,17 @@ def test_more_slices_are_faster_and_cost_chips(no_libtpu):
   assert two["step"]["least"]["network"]["value"] > 0 == one["step"]["least"]["network"]["value"]
 
 
+@pytest.mark.parametrize("overrides, ways", [
+    ({}, "a smaller config.micro_batch, config.model.remat=block, more or larger chips"),
+    ({"micro_batch": "4", "mesh__fsdp": "2"},
+     "config.model.remat=block, config.mesh.fsdp=4, more or larger chips"),
+    ({"micro_batch": "4", "model__remat": "block"}, "more or larger chips"),
+])
+def test_what_would_make_it_fit_is_not_what_is_set_already(no_libtpu, overrides, ways):
+  found = told("v5e:2x2", model__width="16384", model__mlp_dim="65536", **overrides)
+  assert found["notes"][-1] == f"to make it fit: {ways}"
+
+
 def test_a_batch_that_cannot_be_split_is_refused(no_libtpu):
   with pytest.raises(ConfigError, match="batch_size"):
     told("v5e:8x8", input__batch_size="64")
@@ -199,10 +210,27 @@ def test_a_program_that_does_not_fit_is_told(monkeypatch):
   assert "DOES NOT FIT" in text and "not known" in text and "config.micro_batch" in text
 
 
-def test_a_topology_is_compiled_for():
-  """The quick case of `test_topologies.py`: a tiny model for two slices of four chips."""
+@pytest.fixture
+def libtpu():
   pytest.importorskip("libtpu", reason="pip install 'vit_jax[plan]'")
   prepare_environment()
+
+
+@pytest.mark.parametrize("dtype, short", [("float32", "f32"), ("bfloat16", "bf16")])
+def test_gradients_are_reduced_in_the_dtype_that_the_config_promises(libtpu, dtype, short):
+  """Of a model that computes in bfloat16; by itself XLA would reduce in that."""
+  found = told("v5e:2x2", model__gradient_dtype=dtype)
+  assert found["config"]["model"]["dtype"] == "bfloat16"
+  reduced = {"bf16": 0, "f32": 0}
+  for row in found["collectives"]["rows"]:
+    reduced[row["dtype"]] += row["bytes"]
+  width = {"float32": 4, "bfloat16": 2}[dtype]
+  parameters = found["model"]["parameters"]["value"]
+  assert reduced[short] == pytest.approx(width * parameters, rel=0.1)
+
+
+def test_a_topology_is_compiled_for(libtpu):
+  """The quick case of `test_topologies.py`: a tiny model for two slices of four chips."""
   found = told("v5e:2x2*2")
   assert found["notes"] == [] and found["memory"]["fits"]
   assert found["compilation"]["cpu"]["value"] > 0

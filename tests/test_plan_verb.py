@@ -1,5 +1,6 @@
 """`vit-jax plan` as a user meets it, below the command line."""
 
+import math
 import os
 
 import pytest
@@ -25,6 +26,12 @@ def test_this_machine_and_nothing_written(tmp_path, monkeypatch):
   assert told["total_steps"] == made.total_steps
   assert told["config"] == config_lib.to_json(made.config)
   assert told["data"]["classes"] == 10 and sum(told["data"]["evaluated"].values()) > 0
+  assert told["parameter_table"]["blocks/mlp/fc1/kernel"] == {
+      "shape": [2, 64, 256], "dtype": "float32", "axes": [None, "fsdp", "tensor"], "dropped": [],
+      "decays": True, "frozen": False, "rates": [1.0, 1.0],
+  }
+  shapes = [row["shape"] for row in told["parameter_table"].values()]
+  assert sum(map(math.prod, shapes)) == told["parameters"]
   # Each key, each parameter and where it lies.
   for key in config_lib.FIELDS:
     assert f"  {key} = " in text

@@ -16,6 +16,7 @@ from vit_jax.models.flops import training_flops
 from vit_jax.observe.peaks import peak_flops
 from vit_jax.observe.versions import versions
 from vit_jax.parallel.collectives import summarize
+from vit_jax.parallel.mesh import data_shards, slice_count
 from vit_jax.parallel.topology import (
     NoCompiler, Topology, compile_devices, imagined_devices,
 )
@@ -77,10 +78,7 @@ def forecast(config, topology: Topology, data, *, mfu: float | None = None) -> d
   found = estimate.least_collectives(plan) if program is None else program.collectives
   memory = _memory(plan, topology, program)
   if not memory["fits"]:
-    notes.append(
-        "to make it fit: a smaller config.micro_batch, config.model.remat=block, a larger "
-        "config.mesh.fsdp, or more chips"
-    )
+    notes.append(_to_make_it_fit(plan))
   step = _step(plan, topology, program, found, memory, mfu)
   return {
       "topology": _topology(topology),
@@ -98,6 +96,20 @@ def forecast(config, topology: Topology, data, *, mfu: float | None = None) -> d
       "run": _run(plan, topology, step, data),
       "notes": notes,
   }
+
+
+def _to_make_it_fit(plan) -> str:
+  """What can still be turned, in the order of what it costs."""
+  config, mesh = plan.config, plan.mesh
+  ways = []
+  if (config.micro_batch or config.input.batch_size) > data_shards(mesh):
+    ways.append("a smaller config.micro_batch")
+  if config.model.remat != "block":
+    ways.append("config.model.remat=block")
+  fsdp, replicas = mesh.shape["fsdp"], mesh.shape["replica"] // slice_count(mesh.devices.flat)
+  if replicas % 2 == 0 and plan.model_config["width"] % (2 * fsdp) == 0:
+    ways.append(f"config.mesh.fsdp={2 * fsdp}")
+  return f"to make it fit: {', '.join(ways + ['more or larger chips'])}"
 
 
 def _topology(topology: Topology) -> dict:

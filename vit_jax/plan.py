@@ -202,7 +202,8 @@ def _with_what_fits(config, mesh, available: int, needed: Callable[[int], int]):
   )
   print(
       f"micro_batch: {size} of {config.input.batch_size} examples at a time need "
-      f"{taken / 1e9:.3g} GB of the {available / 1e9:.3g} GB of a device"
+      f"{taken / 1e9:.3g} GB, by the compiler's plan, of the {available / 1e9:.3g} GB that a "
+      "device has for a program"
   )
   return config_lib.replace(config, {"micro_batch": size})
 
@@ -231,7 +232,7 @@ def describe(plan: Plan) -> str:
   lines = [
       f"model: width {model['width']}, depth {model['depth']}, {model['num_heads']} heads, patch "
       f"{model['patch_size']}, {model['image_size']} px, {model['num_classes']} classes: "
-      f"{plan.parameters:,} parameters, {gflops:.3g} GFLOP a training image",
+      f"{plan.parameters:,} parameters, {gflops:.3g} GFLOP a training image (its matrix products)",
       f"mesh: {' x '.join(f'{name} {size}' for name, size in mesh.shape.items())} on "
       f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
       f"steps: {plan.total_steps} of {plan.config.input.batch_size} images "
@@ -240,9 +241,32 @@ def describe(plan: Plan) -> str:
       sharding.placement_table(sharding.place(params, mesh)),
       "optimizer:",
   ]
-  told = {name: plan.config.optimizer[name] for name in _RULES}
-  lines += [f"  {line}" for line in rules.describe(params, depth=model["depth"], **told)]
+  lines += [f"  {line}" for line in rules.describe(params, **_rules(plan))]
   return "\n".join(lines)
+
+
+def parameter_table(plan: Plan) -> dict[str, dict]:
+  """Where each parameter lies and how it is trained, by path, for `json`.
+
+  Returns:
+    "shape", "dtype", "axes" (for each dimension a mesh axis or None), "dropped" (axes that do not
+    divide their dimension), and what `optim.rules.by_path` says.
+  """
+  params = plan.abstract.params
+  trained = rules.by_path(params, **_rules(plan))
+  return {
+      at.path: {
+          "shape": list(at.shape), "dtype": at.dtype, "axes": list(at.spec),
+          "dropped": list(at.dropped), **trained[at.path],
+      }
+      for at in sharding.place(params, plan.mesh)
+  }
+
+
+def _rules(plan: Plan) -> dict:
+  """Arguments of `optim.rules` beside the parameters."""
+  told = {name: plan.config.optimizer[name] for name in _RULES}
+  return told | {"depth": plan.model_config["depth"]}
 
 
 def _check_batch_size(batch_size: int, shards: int) -> None:

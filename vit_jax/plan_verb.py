@@ -14,7 +14,7 @@ from vit_jax.forecast_table import format_forecast
 from vit_jax.known_data import data_size
 from vit_jax.loading import load
 from vit_jax.parallel.topology import parse
-from vit_jax.plan import describe, make_plan
+from vit_jax.plan import describe, make_plan, parameter_table
 from vit_jax.resolve import resolve
 
 
@@ -82,6 +82,7 @@ def _here(config, changed: dict) -> tuple[str, dict]:
       "mesh": dict(made.mesh.shape),
       "total_steps": made.total_steps,
       "parameters": made.parameters,
+      "parameter_table": parameter_table(made),
   }
   lines = ["config:"] + [f"  {key} = {value!r}" for key, value in _flat(told["config"])]
   lines += _changes(changed)

@@ -9,7 +9,7 @@ import pytest
 from vit_jax.errors import ConfigError
 from vit_jax.models.vit import ViT, param_shapes
 from vit_jax.optim.rules import (
-    check_rules, decay_mask, describe, frozen_mask, layer_multipliers, multipliers,
+    by_path, check_rules, decay_mask, describe, frozen_mask, layer_multipliers, multipliers,
 )
 
 MODEL = {
@@ -133,6 +133,17 @@ def test_the_table_has_a_line_for_every_parameter(name):
       assert rate == "-"
     elif path.startswith("blocks/"):
       assert rate == ("0.5..1" if "norm" in path else "0.25..0.5")
+
+
+def test_the_table_as_numbers():
+  params = {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}, "b": {"kernel": np.zeros(2)}}
+  assert by_path(
+      params, weight_decay_mask="kernel$", learning_rate_rules=(("^a", 0.5),), freeze="^b"
+  ) == {
+      "a/bias": {"decays": False, "frozen": False, "rates": [0.5, 0.5]},
+      "a/kernel": {"decays": True, "frozen": False, "rates": [0.5, 0.5]},
+      "b/kernel": {"decays": False, "frozen": True, "rates": [0.0, 0.0]},
+  }
 
 
 def test_a_table_without_rules():

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from vit_jax.parallel.mesh import (
 )
 from vit_jax.step import all_finite, init_state, make_train_step
 
+from compilations import compilations
 from mesh_shapes import SHAPES
 
 STEPS, BATCH, CLASSES, SIZE = 50, 32, 10, 16
@@ -90,45 +90,25 @@ def batches():
     }
 
 
-class Compilations(logging.Handler):
-  """Collects what jax says while `jax.log_compiles` is on."""
-
-  def __init__(self):
-    super().__init__()
-    self.seen = []
-
-  def emit(self, record):
-    self.seen.append(record.getMessage())
-
-  def of(self, name):
-    start = f"Finished XLA compilation of {name} "
-    return sum(said.startswith(start) for said in self.seen)
-
-
 def train(mesh, dtype="float32") -> Run:
   init, shardings = initial_state(mesh)
   state = with_random_head(init(), shardings)
   step = train_step(mesh, dtype)
   key = jax.device_put(jax.random.key(1), replicated(mesh))
-  losses, norms, log = [], [], Compilations()
-  logger = logging.getLogger("jax")
-  logger.addHandler(log)
-  try:
-    with jax.log_compiles():
-      for batch in batches():
-        batch, before = to_devices(batch, mesh), state
-        with jax.transfer_guard("disallow"):
-          state, values = step(state, batch, key)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.opt_state))
-        losses.append(float(values["loss"]))
-        norms.append(float(values["gradient_norm"]))
-  finally:
-    logger.removeHandler(log)
+  losses, norms = [], []
+  with compilations() as compiled:
+    for batch in batches():
+      batch, before = to_devices(batch, mesh), state
+      with jax.transfer_guard("disallow"):
+        state, values = step(state, batch, key)
+      assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+      assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.opt_state))
+      losses.append(float(values["loss"]))
+      norms.append(float(values["gradient_norm"]))
   for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(shardings)):
     assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
   params = jax.tree.map(np.asarray, state.params)
-  return Run(losses, norms, params, int(state.step), log.of("jit(step)"))
+  return Run(losses, norms, params, int(state.step), compiled.count("jit(step)"))
 
 
 @pytest.fixture(scope="module")

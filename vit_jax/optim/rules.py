@@ -8,7 +8,7 @@ number: a rule takes a parameter in all blocks, and only layer-wise decay tells 
 import difflib
 import math
 import re
-from typing import Any, Sequence
+from typing import Sequence
 
 import jax
 import numpy as np
@@ -112,14 +112,15 @@ def check_rules(
     left = [path for path in left if path not in taken]
 
 
-def describe(
+def by_path(
     params, *, weight_decay_mask: str, learning_rate_rules=(), layer_decay: float | None = None,
     freeze: str | None = None, depth: int | None = None,
-) -> list[str]:
-  """A table of what the rules make of every parameter: a heading, then a line each.
+) -> dict[str, dict]:
+  """What the rules make of every parameter, by path.
 
-  Columns: path, shape, whether it decays, the multiplier of its learning rate (that of the first
-  and of the last block where they differ), `frozen`.
+  Returns:
+    "decays", "frozen", and "rates", the multipliers of its learning rate in the first and in the
+    last block, which are the same unless there is layer-wise decay.
 
   Raises:
     ConfigError: see `check_rules`.
@@ -135,24 +136,33 @@ def describe(
           params, learning_rate_rules=learning_rate_rules, layer_decay=layer_decay, depth=depth
       )
   )
+  return {
+      path: {
+          "decays": decay and not fixed, "frozen": fixed,
+          "rates": [0.0, 0.0] if fixed else np.ravel(rate)[[0, -1]].tolist(),
+      }
+      for path, decay, fixed, rate in zip(_paths(params), decays, frozen, rates)
+  }
+
+
+def describe(params, **told) -> list[str]:
+  """A table of `by_path`: a heading, then a line each.
+
+  Columns: path, shape, whether it decays, the multiplier of its learning rate (that of the first
+  and of the last block where they differ), `frozen`.
+  """
   rows = [("parameter", "shape", "decays", "rate", "")]
-  for path, leaf, decay, rate, fixed in zip(
-      _paths(params), jax.tree.leaves(params), decays, rates, frozen
-  ):
+  for (path, rule), leaf in zip(by_path(params, **told).items(), jax.tree.leaves(params)):
     shape = "x".join(map(str, leaf.shape)) or "scalar"
-    if fixed:
-      rows.append((path, shape, "no", "-", "frozen"))
-    else:
-      rows.append((path, shape, "yes" if decay else "no", _rate_text(rate), ""))
+    rate = "-" if rule["frozen"] else "..".join(
+        dict.fromkeys(f"{end:.3g}" for end in rule["rates"])
+    )
+    note = "frozen" if rule["frozen"] else ""
+    rows.append((path, shape, "yes" if rule["decays"] else "no", rate, note))
   widths = [max(map(len, column)) for column in zip(*rows)]
   return [
       "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
   ]
-
-
-def _rate_text(rate: Any) -> str:
-  ends = dict.fromkeys(f"{end:.3g}" for end in np.ravel(rate)[[0, -1]])
-  return "..".join(ends)
 
 
 def _map(function, params):
