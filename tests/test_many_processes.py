@@ -29,7 +29,16 @@ TRAIN = (
 )
 # Compiles four times as fast, and rounds as before.
 UNOPTIMIZED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-CLUSTER = ("XLA_FLAGS", "NPROC", "SLURM_", "TPU_", "MEGASCALE_", "JAX_COORDINATOR")
+CLUSTER = ("XLA_FLAGS", "NPROC", "SLURM", "TPU_", "MEGASCALE_", "JAX_COORDINATOR")
+# Of the slice itself, in GKE's pods; no TPU is looked for here.
+SLICE = {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_CHIPS_PER_HOST_BOUNDS": "2,2,1",
+    "TPU_HOST_BOUNDS": "2,2,1", "TPU_RUNTIME_METRICS_PORTS": "8431,8432,8433,8434",
+    "TPU_SKIP_MDS_QUERY": "true", "TPU_TOPOLOGY": "4x4", "TPU_TOPOLOGY_ALT": "false",
+    "TPU_TOPOLOGY_WRAP": "false,false,false", "HOST_BOUNDS": "2,2,1",
+    "CHIPS_PER_HOST_BOUNDS": "2,2,1", "WORKERS_0_HOSTNAME": "127.0.0.1",
+    "JOB_COMPLETION_INDEX": "0",
+}
 
 
 def free_port(first: int = 0) -> int:
@@ -52,20 +61,34 @@ def by_flags(processes: int):
 
 
 def by_slurm(processes: int):
-  """What srun sets."""
+  """All that srun sets in a task of a batch job (its manual page, output environment variables)."""
   port = free_port(61440)
-  return lambda i: ((), {
-      "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(processes),
-      "SLURM_STEP_NUM_TASKS": str(processes), "SLURM_STEP_NODELIST": "localhost",
-      "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": str(processes),
-      "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_NODEID": "0",
+  job, tasks = str(port - 61440), str(processes)
+  of_the_job = {
+      "CLUSTER_NAME": "test", "CONF": "/etc/slurm/slurm.conf", "CPUS_ON_NODE": "2",
+      "GTIDS": ",".join(map(str, range(processes))), "JOBID": job, "JOB_ACCOUNT": "test",
+      "JOB_CPUS_PER_NODE": "2", "JOB_GID": "0", "JOB_ID": job, "JOB_NAME": "vit-jax",
+      "JOB_NODELIST": "localhost", "JOB_NUM_NODES": "1", "JOB_PARTITION": "gpu", "JOB_QOS": "normal",
+      "JOB_UID": "0", "JOB_USER": "root", "LAUNCH_NODE_IPADDR": "127.0.0.1", "MEM_PER_NODE": "4096",
+      "NNODES": "1", "NODELIST": "localhost", "NPROCS": tasks, "NTASKS": tasks,
+      "NTASKS_PER_NODE": tasks, "PRIO_PROCESS": "0", "SRUN_COMM_HOST": "127.0.0.1",
+      "SRUN_COMM_PORT": "9", "STEPID": "0", "STEP_ID": "0", "STEP_LAUNCHER_PORT": "9",
+      "STEP_NODELIST": "localhost", "STEP_NUM_NODES": "1", "STEP_NUM_TASKS": tasks,
+      "STEP_TASKS_PER_NODE": tasks, "SUBMIT_DIR": "/", "SUBMIT_HOST": "login",
+      "TASKS_PER_NODE": tasks, "TOPOLOGY_ADDR": "localhost", "TOPOLOGY_ADDR_PATTERN": "node",
+      "UMASK": "0022", "WORKING_CLUSTER": "test:127.0.0.1:9:9728:109",
+  }
+  of_the_job = {f"SLURM_{name}": value for name, value in of_the_job.items()}
+  return lambda i: ((), of_the_job | {
+      "SLURMD_NODENAME": "localhost", "SLURM_LOCALID": str(i), "SLURM_NODEID": "0",
+      "SLURM_PROCID": str(i), "SLURM_TASK_PID": str(os.getpid()),
   })
 
 
 def by_gke(processes: int):
   """What GKE sets in the pods of a TPU slice, and a port, as here they share a machine."""
   port = free_port()
-  return lambda i: ((), {
+  return lambda i: ((), SLICE | {
       "TPU_WORKER_ID": str(i), "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * processes),
       "JAX_COORDINATOR_PORT": str(port),
   })
@@ -74,7 +97,7 @@ def by_gke(processes: int):
 def by_slices(processes: int):
   """What GKE sets in the pods of TPU slices of one host each."""
   port = free_port()
-  return lambda i: ((), {
+  return lambda i: ((), SLICE | {
       "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost",
       "MEGASCALE_NUM_SLICES": str(processes), "MEGASCALE_SLICE_ID": str(i),
       "MEGASCALE_COORDINATOR_ADDRESS": "localhost:8080", "JAX_COORDINATOR_PORT": str(port),

@@ -108,7 +108,8 @@ config = config_lib.complete({
     "input.dataset": "cifar10", "schedule.warmup": "4 steps",
 }, origin="a test")
 plan = make_plan(
-    resolve(config, checkpoint=None, platform="cpu"), examples=1000, num_classes=1000
+    resolve(config, checkpoint=None, platform=jax.default_backend()), examples=1000,
+    num_classes=1000,
 )
 state = jax.jit(plan.init, out_shardings=plan.state_shardings)(plan.init_key)
 batch = jax.device_put({
@@ -121,18 +122,21 @@ before = status("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
   file.write("5")  # the peak counts from here
 jax.block_until_ready(step(state, batch, plan.step_key))
-measured = status("VmHWM") - before + held
+stats = jax.devices()[0].memory_stats()
+measured = stats["peak_bytes_in_use"] if stats else status("VmHWM") - before + held
 print(compile_step(plan).peak_bytes, measured)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cpu", pytest.param("cuda", marks=pytest.mark.device)])
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measured by Linux")
-def test_the_predicted_peak_is_the_measured_one():
-  """Of a process on one CPU device; its threads need some memory of their own."""
+def test_the_predicted_peak_is_the_measured_one(platform):
+  """Of a process on one device; on a CPU its threads need some memory of their own."""
+  if platform == "cuda" and not os.path.exists("/dev/nvidia0"):
+    pytest.skip("there is no GPU")
   done = subprocess.run(
       [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True,
-      env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+      env=os.environ | {"JAX_PLATFORMS": platform, "XLA_FLAGS": "", "CUDA_VISIBLE_DEVICES": "0"},
   )
   predicted, measured = map(int, done.stdout.split()[-2:])
   assert 0.9 < measured / predicted < 1.3, (predicted, measured)
