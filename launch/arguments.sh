@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Sourced by the launchers: options read and checked, commands quoted, shown or run.
+# Sourced by the launchers: options read and checked; and perform.sh.
 #
 # read_options "VALUED..." "FLAGS..." ARGUMENT...   fills `option` (name to value, a flag's is
 #                  "yes"), `positional`, and `arguments`, what stands after `--`: vit-jax's own.
 # check_NAME ...   leave with exit code 2 and one paragraph on stderr that names the argument.
-# quoted WORD...   the words as one line that bash reads back as they are, whatever is in them.
-# perform COMMAND  runs it; with --dry-run prints it instead.
-# announce TEXT    says what comes next; with --dry-run as a comment.
 # restartable CODE whether vit-jax should be started again after that exit code.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "this needs bash 4.4 or newer (macOS: brew install bash), and runs in $BASH_VERSION" >&2
   exit 2
 fi
+# shellcheck source=launch/perform.sh
+source "${BASH_SOURCE[0]%/*}/perform.sh"
 declare -A option=()
 positional=()
 arguments=()
@@ -45,6 +44,7 @@ read_options() {
     elif [[ $flags == *" $name "* ]]; then
       [[ $argument == "--$name" ]] || fail "--$name takes no value: write --$name alone"
       option[$name]=yes
+      [[ $name != dry-run ]] || dry_run=yes
     else
       [[ $argument == "--$name="?* ]] || fail "--$name needs a value: write --$name=VALUE"
       option[$name]=${argument#*=}
@@ -100,34 +100,6 @@ check_bucket() {
   [[ $workdir =~ ^gs://[^][*?]+$ ]] ||
     fail "--workdir is ${workdir@Q}: write --workdir=gs://BUCKET/RUN (without *, ? or brackets)," \
       "for the disks of these machines go with them"
-}
-
-quoted() {
-  local word line='' name escaped="'\\''"
-  for word; do
-    if [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
-      name=''
-      if [[ $word =~ ^--[a-z-]+= ]]; then
-        name=${BASH_REMATCH[0]} # --name='the value' reads better than '--name=the value'
-      fi
-      word=${word#"$name"}
-      word="$name'${word//\'/"$escaped"}'"
-    fi
-    line+=" $word"
-  done
-  printf '%s' "${line# }"
-}
-
-perform() {
-  if [[ ${option[dry-run]:-} ]]; then
-    printf '%s\n' "$(quoted "$@")"
-  else
-    "$@"
-  fi
-}
-
-announce() {
-  printf '%s%s\n' "${option[dry-run]:+# }" "$*"
 }
 
 # 75: preempted, or a peer was lost; 134, 137, 143: an abort, or a kill from outside.

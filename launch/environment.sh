@@ -9,13 +9,13 @@
 # install_beside NAME PACKAGE...   installs packages without their dependencies into $VIRTUAL_ENV/NAME,
 #                          which is on no path: for libraries that disturb what the tests need, or
 #                          an older version.  A process that wants them sets PYTHONPATH to it.
-# With --dry-run (arguments.sh) the commands that are left to do are printed instead.
+# In a dry run (perform.sh) the commands that are left to do are printed instead.
 # Behind a mirror, or to take PyTorch's CPU build from its own index, set pip's PIP_INDEX_URL or
 # PIP_EXTRA_INDEX_URL.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
-# shellcheck source=launch/arguments.sh
-declare -F perform >/dev/null || source "$repository/launch/arguments.sh"
+# shellcheck source=launch/perform.sh
+source "$repository/launch/perform.sh"
 
 activate_environment() {
   # `activate` is the last file that venv writes: half an environment is not one.
@@ -50,7 +50,7 @@ install_vit_jax() {
   announce "installing vit_jax[$extras] with the tested versions into $VIRTUAL_ENV"
   local command=(python -m pip install --quiet --disable-pip-version-check
     --constraint "$repository/constraints.txt" --editable "${repository}[$extras]")
-  if [[ ${option[dry-run]:-} ]]; then
+  if [[ $dry_run ]]; then
     perform "${command[@]}"
     return
   fi
@@ -72,7 +72,7 @@ install_beside() {
   perform rm -rf "$place"
   perform python -m pip install --quiet --disable-pip-version-check --no-deps --target "$place" "$@" ||
     return
-  if [[ ! ${option[dry-run]:-} ]]; then
+  if [[ ! $dry_run ]]; then
     mkdir -p "$place" && echo "$*" >"$installed"
   fi
 }

@@ -58,7 +58,7 @@ check_cuboid() {
 }
 
 check_tpu() {
-  local shapes='1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16' chips=1 side most='' all_on_one
+  local shapes='1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16' chips=1 side most='' all_on_one machines=4
   check_pattern --tpu "${option[tpu]}" 'v4|v5e|v5p|v6e' "write v4, v5e, v5p or v6e"
   check_needed topology
   case ${option[tpu]} in
@@ -78,11 +78,10 @@ check_tpu() {
   done
   check_count slices 1
   check_count chips-per-host $((chips <= all_on_one ? chips : 4))
-  check_pattern --chips-per-host "${option[chips-per-host]}" '1|2|4|8' \
-    "a machine has 1, 2, 4 or 8 chips"
+  if ((chips < 4)); then machines=$chips; elif ((chips == all_on_one)); then machines="4|$chips"; fi
+  check_pattern --chips-per-host "${option[chips-per-host]}" "$machines" \
+    "a machine of ${option[tpu]} ${option[topology]} has ${machines/|/ or } chips"
   replicas=${option[slices]} devices=${option[chips-per-host]}
-  ((chips % devices == 0)) ||
-    fail "--chips-per-host=$devices does not divide the $chips chips of ${option[topology]}"
   hosts=$((chips / devices)) resource=google.com/tpu group=slice
 }
 

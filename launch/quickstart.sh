@@ -18,7 +18,7 @@ case ${1:-} in -h | --help) usage; exit 0 ;; esac
 # shellcheck source=launch/environment.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 if [[ ${1:-} == --dry-run ]]; then
-  option[dry-run]=yes
+  dry_run=yes
   shift
 fi
 if (($# > 1)) || [[ ${1:-} == -* ]]; then
@@ -59,8 +59,10 @@ trap count_training EXIT
 train() {
   local run=$1
   shift
-  if [[ ${option[dry-run]:-} ]]; then
+  if [[ $dry_run ]]; then
+    perform SECONDS=0
     perform vit-jax train --workdir="$run" "$@"
+    printf '%s\n' "echo \$SECONDS >>$(quoted "$directory/train_seconds")"
     return
   fi
   if [[ $(vit-jax status --json --workdir="$run" 2>/dev/null) != *'"state": "complete"'* ]]; then
@@ -85,7 +87,7 @@ perform python "$here/quickstart.py" images "$directory"
 perform python "$here/judge.py" --model="$directory/huggingface" --images="$directory/images" \
   --output="$directory/pytorch.json"
 perform python "$here/quickstart.py" summary "$directory"
-if [[ -z $active_before && ! ${option[dry-run]:-} ]]; then
+if [[ -z $active_before && ! $dry_run ]]; then
   echo "To use the vit-jax command in this shell:"
   printf '  source %q\n' "$VIRTUAL_ENV/bin/activate"
 fi

@@ -21,14 +21,13 @@ case ${1:-} in
 esac
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-if [[ ${1:-} == --dry-run ]]; then
-  option[dry-run]=yes
-  shift
-fi
 all=
-if [[ ${1:-} == --all ]]; then
-  selection="" all=yes
+while [[ ${1:-} == --all || ${1:-} == --dry-run ]]; do
+  if [[ $1 == --all ]]; then all=yes; else dry_run=yes; fi
   shift
+done
+if [[ $all ]]; then
+  selection=""
 else
   # A file's tests share what they compile and the runs that they look at: they stay in one process.
   # (With --all, the long ones would then wait for each other.)

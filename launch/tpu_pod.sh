@@ -152,20 +152,25 @@ busy='systemctl is-active --quiet vit-jax'
 setup() {
   local archive=$repository/build/$name.tar.gz
   perform mkdir -p "$repository/build"
-  perform tar --create --gzip --sort=name "--file=$archive" "--directory=$repository" --exclude=__pycache__ \
+  perform tar --create --gzip "--file=$archive" "--directory=$repository" --exclude=__pycache__ \
     LICENSE README.md configs constraints.txt launch pyproject.toml vit_jax
   perform "${gcloud[@]}" scp "$archive" "$name:vit_jax.tar.gz" "${place[@]}" --node=all --worker=all
-  # Workers of which some still run must not come to differ in their code.
-  # uv brings Python 3.12: the machines' own is older than vit_jax needs.
+  # Where some workers still run, the others must not get other code: all are asked before any is
+  # touched.
   on all "set -e
 if $busy; then
-  if cmp -s vit_jax.tar.gz vit_jax/installed.tar.gz; then
-    echo 'vit-jax runs: left as it is'
-    exit
-  fi
-  echo 'vit-jax runs, with other code than this checkout: stop $name first' >&2
-  exit 1
-fi
+  mkdir -p vit_jax.new
+  tar --extract --gzip --file=vit_jax.tar.gz --directory=vit_jax.new
+  for part in configs launch vit_jax constraints.txt pyproject.toml; do
+    diff --recursive --brief --exclude=__pycache__ vit_jax.new/\$part vit_jax/\$part >&2 || {
+      echo 'vit-jax runs, with other code than this checkout: stop $name first' >&2
+      exit 1
+    }
+  done
+fi"
+  # uv brings Python 3.12: the machines' own is older than vit_jax needs.
+  on all "set -e
+if $busy; then echo 'vit-jax runs: left as it is'; exit; fi
 mkdir -p vit_jax
 cd vit_jax
 rm -rf configs launch vit_jax
@@ -173,8 +178,7 @@ tar --extract --gzip --file=../vit_jax.tar.gz
 python3 -m pip install --quiet --user uv
 test -x .venv/bin/python || python3 -m uv venv --quiet --python=3.12 .venv
 python3 -m uv pip install --quiet --python=.venv/bin/python --constraint=constraints.txt \
---editable='.[gcs,tpu]'
-cp ../vit_jax.tar.gz installed.tar.gz"
+--editable='.[gcs,tpu]'"
 }
 
 # As a unit of systemd it outlives the connection and, at shutdown, gets SIGTERM once (not its

@@ -58,13 +58,16 @@ def numbers_without_basis(tree, has_basis=False):
     yield ""
 
 
+def bare(found) -> list[str]:
+  """Paths of the numbers that no basis goes with, but for what was asked for and shapes."""
+  paths = numbers_without_basis(found)
+  return [p for p in paths if not p.startswith(("config/", "mesh/", "parameter_table/"))]
+
+
 @pytest.mark.parametrize("topology", ["h100:8*2", "v5p:2x2x1", "tpu7x:2x2x1*2"])
 def test_every_number_has_its_basis(topology, no_libtpu):
   found = told(topology)
-  bare = [
-      path for path in numbers_without_basis(found) if not path.startswith(("config/", "mesh/"))
-  ]
-  assert bare == []
+  assert bare(found) == []
   assert json.loads(json.dumps(found)) == found
   text = format_forecast(found)
   listed = {int(n) for n in re.findall(r"^  \[(\d+)\] .+$", text, re.M)}
@@ -183,10 +186,31 @@ def test_more_slices_are_faster_and_cost_chips(no_libtpu):
     ({"micro_batch": "4", "mesh__fsdp": "2"},
      "config.model.remat=block, config.mesh.fsdp=4, more or larger chips"),
     ({"micro_batch": "4", "model__remat": "block"}, "more or larger chips"),
+    ({"mesh__replica": "4"},
+     "a smaller config.micro_batch, config.model.remat=block, config.mesh.fsdp=2 with"
+     " config.mesh.replica=2, more or larger chips"),
 ])
 def test_what_would_make_it_fit_is_not_what_is_set_already(no_libtpu, overrides, ways):
   found = told("v5e:2x2", model__width="16384", model__mlp_dim="65536", **overrides)
   assert found["notes"][-1] == f"to make it fit: {ways}"
+
+
+def test_an_axis_that_divides_nothing_is_said(no_libtpu):
+  """1280 does not divide by 512: every kernel of H/14 would lie whole."""
+  found = told("v5p:8x8x8", "vit_i21k:H/14", data=None, mesh__fsdp="512")
+  (note,) = [note for note in found["notes"] if "does not divide" in note]
+  kernels = [p for p, row in found["parameter_table"].items() if row["dropped"]]
+  assert note.startswith(f"{len(kernels)} of ") and "blocks/mlp/fc1/kernel" in kernels
+  assert found["parameter_table"]["blocks/mlp/fc1/kernel"]["axes"] == [None, None, "tensor"]
+  assert not any("does not divide" in note for note in told("v5e:2x2", mesh__fsdp="4")["notes"])
+
+
+def test_micro_batches_hold_two_sets_of_gradients(no_libtpu):
+  one, two = (
+      told("h100:8", micro_batch=size)["memory"]["parts"]["gradients"]["value"]
+      for size in ("64", "16")
+  )
+  assert two == 2 * one
 
 
 def test_a_batch_that_cannot_be_split_is_refused(no_libtpu):
@@ -208,6 +232,7 @@ def test_a_program_that_does_not_fit_is_told(monkeypatch):
   assert found["collectives"]["rows"] is None and "links" not in found["step"]["least"]
   text = format_forecast(found)
   assert "DOES NOT FIT" in text and "not known" in text and "config.micro_batch" in text
+  assert bare(found) == [] and "does not fit, so that" in found["step"]["seconds"]["basis"]
 
 
 @pytest.fixture
@@ -216,17 +241,21 @@ def libtpu():
   prepare_environment()
 
 
+@pytest.mark.parametrize("fsdp", ["1", pytest.param("4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype, short", [("float32", "f32"), ("bfloat16", "bf16")])
-def test_gradients_are_reduced_in_the_dtype_that_the_config_promises(libtpu, dtype, short):
-  """Of a model that computes in bfloat16; by itself XLA would reduce in that."""
-  found = told("v5e:2x2", model__gradient_dtype=dtype)
+def test_gradients_are_reduced_in_the_dtype_that_the_config_promises(libtpu, dtype, short, fsdp):
+  """Once, and of a model that computes in bfloat16; by itself XLA would reduce in that."""
+  found = told("v5e:2x2", model__gradient_dtype=dtype, mesh__fsdp=fsdp)
   assert found["config"]["model"]["dtype"] == "bfloat16"
   reduced = {"bf16": 0, "f32": 0}
   for row in found["collectives"]["rows"]:
-    reduced[row["dtype"]] += row["bytes"]
-  width = {"float32": 4, "bfloat16": 2}[dtype]
+    if row["kind"] in ("all-reduce", "reduce-scatter"):
+      reduced[row["dtype"]] += row["bytes"]
   parameters = found["model"]["parameters"]["value"]
-  assert reduced[short] == pytest.approx(width * parameters, rel=0.1)
+  width = {"f32": 4, "bf16": 2}
+  assert reduced.pop(short) == pytest.approx(width[short] * parameters, rel=0.1)
+  ((other, size),) = reduced.items()
+  assert size < 0.05 * width[other] * parameters
 
 
 def test_a_topology_is_compiled_for(libtpu):
@@ -246,4 +275,5 @@ def test_a_topology_is_compiled_for(libtpu):
   assert found["step"]["least"]["network"]["value"] > found["step"]["least"]["links"]["value"] > 0
   assert found["memory"]["peak"]["value"] > found["memory"]["parts"]["parameters"]["value"]
   assert "compilation" in format_forecast(found)
+  assert bare(found) == []
   assert compile_devices(parse("v5e:2x2*2"))[0].device_kind == "TPU v5 lite"

@@ -127,9 +127,22 @@ def test_the_largest_that_fits():
     return needed[size]
 
   found = micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=500)
-  assert found == (16, 300) and asked == [64, 32, 16]
+  assert found == (16, 300) and asked[0] == 64
+  assert micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=1000)[0] == 64
   with pytest.raises(ConfigError, match="is the smallest of config.input.batch_size 64"):
     micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=200)
+
+
+@pytest.mark.parametrize("batch, shards", [(1536, 256), (96, 8), (64, 64), (720, 1)])
+def test_the_largest_that_fits_of_every_size(batch, shards):
+  """Whatever fits: thirds too, and each size is compiled once."""
+  for wanted in micro_batch.sizes(batch, shards):
+    asked = []
+    found = micro_batch.largest_that_fits(
+        lambda size: asked.append(size) or size, batch_size=batch, data_shards=shards,
+        available=wanted / 0.92 + 1e-6,
+    )
+    assert found == (wanted, wanted) and len(asked) == len(set(asked)) <= 7
 
 
 @pytest.mark.parametrize("size, near", [(20, 16), (4, 8), (65, 64)])

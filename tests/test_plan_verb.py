@@ -32,6 +32,7 @@ def test_this_machine_and_nothing_written(tmp_path, monkeypatch):
   }
   shapes = [row["shape"] for row in told["parameter_table"].values()]
   assert sum(map(math.prod, shapes)) == told["parameters"]
+  assert [len(row["axes"]) for row in told["parameter_table"].values()] == list(map(len, shapes))
   # Each key, each parameter and where it lies.
   for key in config_lib.FIELDS:
     assert f"  {key} = " in text

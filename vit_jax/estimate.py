@@ -17,11 +17,13 @@ def state_bytes(plan: Plan) -> dict[str, int]:
   """Bytes on a device of "parameters", "optimizer", "average" and "gradients", without padding."""
   state, where = plan.abstract, plan.state_shardings
   parameters = _bytes(state.params, where.params)
+  accumulates = plan.config.micro_batch not in (None, plan.config.input.batch_size)
   return {
       "parameters": parameters,
       "optimizer": _bytes(state.opt_state, where.opt_state),
       "average": _bytes(state.ema, where.ema),
-      "gradients": parameters,  # float32 and laid out like the parameters
+      # Float32 and laid out like the parameters; with micro-batches those so far and the next.
+      "gradients": (2 if accumulates else 1) * parameters,
   }
 
 

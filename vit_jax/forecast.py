@@ -20,7 +20,7 @@ from vit_jax.parallel.mesh import data_shards, slice_count
 from vit_jax.parallel.topology import (
     NoCompiler, Topology, compile_devices, imagined_devices,
 )
-from vit_jax.plan import make_plan
+from vit_jax.plan import make_plan, parameter_table
 from vit_jax.program import Program, compile_step
 from vit_jax.roofline import ASSUMPTIONS, least_seconds
 
@@ -55,8 +55,8 @@ def forecast(config, topology: Topology, data, *, mfu: float | None = None) -> d
     mfu: share of the peak that training is taken to reach; None for what was published.
 
   Returns:
-    A dict that `json` writes: "topology", "config", "data", "model", "mesh", "memory",
-    "compilation" (None without), "collectives", "step", "run" and "notes".
+    A dict that `json` writes: "topology", "config", "data", "model", "mesh", "parameter_table" (see
+    `plan`), "memory", "compilation" (None without), "collectives", "step", "run" and "notes".
 
   Raises:
     ConfigError: mesh, batch or durations do not work out.
@@ -79,6 +79,12 @@ def forecast(config, topology: Topology, data, *, mfu: float | None = None) -> d
   memory = _memory(plan, topology, program)
   if not memory["fits"]:
     notes.append(_to_make_it_fit(plan))
+  table = parameter_table(plan)
+  if whole := [path for path, row in table.items() if row["dropped"]]:
+    notes.append(
+        f"{len(whole)} of {len(table)} parameters lie whole over an axis that does not divide "
+        f"them: {', '.join(whole[:3])}{', ...' if len(whole) > 3 else ''}"
+    )
   step = _step(plan, topology, program, found, memory, mfu)
   return {
       "topology": _topology(topology),
@@ -89,6 +95,7 @@ def forecast(config, topology: Topology, data, *, mfu: float | None = None) -> d
       },
       "model": _model(plan),
       "mesh": dict(plan.mesh.shape),
+      "parameter_table": table,
       "memory": memory,
       "compilation": program and _compilation(program),
       "collectives": _collectives(found, program),
@@ -109,6 +116,8 @@ def _to_make_it_fit(plan) -> str:
   fsdp, replicas = mesh.shape["fsdp"], mesh.shape["replica"] // slice_count(mesh.devices.flat)
   if replicas % 2 == 0 and plan.model_config["width"] % (2 * fsdp) == 0:
     ways.append(f"config.mesh.fsdp={2 * fsdp}")
+    if config.mesh.replica is not None:
+      ways[-1] += f" with config.mesh.replica={mesh.shape['replica'] // 2}"
   return f"to make it fit: {', '.join(ways + ['more or larger chips'])}"
 
 
@@ -204,6 +213,8 @@ def _collectives(found, program: Program | None) -> dict:
   else:
     basis = "the compiled program"
   basis += "; bytes of whole arrays on a device, all executions of a step"
+  if uncounted := sum(not one.counted for one in found or ()):
+    basis += f"; {uncounted} lie in loops whose turns could not be read, and count as in one turn"
   return {"basis": basis, "rows": None if found is None else summarize(found)}
 
 
@@ -226,6 +237,8 @@ def _step(plan, topology: Topology, program, found, memory: dict, mfu) -> dict:
   basis = f"{share:.0%} of the peak of {at_peak} ({published})"
   if least[bound] > at_mfu:
     basis = f"the least time, by {bound}: {share:.0%} of the peak cannot be reached"
+  if found is None:
+    basis += "; of a step that does not fit, so that what memory and links allow is not known"
   return {
       "flops": fact(
           flops / topology.chips, "FLOP/chip", "FLOP of an image x images of a step / chips"

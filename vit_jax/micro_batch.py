@@ -40,7 +40,9 @@ def sizes(batch_size: int, data_shards: int) -> list[int]:
 def largest_that_fits(
     needed: Callable[[int], int], *, batch_size: int, data_shards: int, available: int
 ) -> tuple[int, int]:
-  """Finds the largest micro-batch of 1, 1/2, 1/4, ... of a batch by compiling its step.
+  """Finds the largest micro-batch that fits, by compiling the step at several sizes.
+
+  The whole batch is tried first; then sizes are bisected, as a smaller one needs no more.
 
   Args:
     needed: bytes on a device at `config.micro_batch`, see `step_bytes`.
@@ -52,31 +54,38 @@ def largest_that_fits(
   Raises:
     ConfigError: not even one example a device fits.
   """
-  size, usable = batch_size, (1 - _RESERVED) * available
-  while True:
+  possible, found = sizes(batch_size, data_shards), None
+  usable, first, last = (1 - _RESERVED) * available, 0, len(possible)
+  middle = 0
+  while first < last:
+    size = possible[middle]
     bytes_needed = needed(size)
     if bytes_needed <= usable:
-      return size, bytes_needed
-    if size % (2 * data_shards):
-      raise ConfigError(
-          f"a micro-batch of {size} needs {bytes_needed / 1e9:.3g} GB on a device of "
-          f"{available / 1e9:.3g} GB, and is the smallest of config.input.batch_size {batch_size}: "
-          "set config.mesh.fsdp to shard the parameters over more devices, or take a smaller model"
-      )
-    size //= 2
+      found, last = (size, bytes_needed), middle
+    else:
+      first = middle + 1
+    middle = (first + last) // 2
+  if found is None:
+    much = f"{bytes_needed / 1e9:.3g} GB" if math.isfinite(bytes_needed) else "more than there is"
+    raise ConfigError(
+        f"a micro-batch of {size} needs {much} on a device of {available / 1e9:.3g} GB, and is the "
+        f"smallest of config.input.batch_size {batch_size}: set config.mesh.fsdp to shard the "
+        "parameters over more devices, or take a smaller model"
+    )
+  return found
 
 
 def step_bytes(train_step, *abstract, device: jax.Device) -> float:
-  """Bytes on a device that a jitted step takes, as its compiler planned them; infinity where the
-  compiler itself refuses, as a TPU's does."""
+  """Bytes on a device that a jitted step takes, as its compiler planned them; where the compiler
+  itself refuses, as a TPU's does, those that it asked for, or infinity."""
   lowered = train_step.lower(*abstract)
   try:
     with memory.compiling_for(device):
       return memory.program_bytes(lowered.compile(), device.platform)
   except jax.errors.JaxRuntimeError as error:
-    if not memory.is_out_of_memory(error):
+    if (refused := memory.refused(error)) is None:
       raise
-    return math.inf
+    return refused[0]
 
 
 @contextlib.contextmanager

@@ -186,7 +186,9 @@ def _mesh(config, devices, abstract, device_bytes: int, *, width: int):
   """The mesh that the config asks for; what it leaves open, by memory."""
   axes = dict(config.mesh)
   if axes["fsdp"] is None and axes["replica"] is None:
-    trained = (abstract, abstract.params)  # the gradients are like the parameters
+    # The gradients are like the parameters; with micro-batches those so far and the next.
+    gradients = 1 if config.micro_batch in (None, config.input.batch_size) else 2
+    trained = (abstract,) + (abstract.params,) * gradients
     axes["fsdp"] = mesh_lib.choose_fsdp(
         devices, tensor=axes["tensor"], width=width, device_bytes=device_bytes,
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trained)),
@@ -256,7 +258,8 @@ def parameter_table(plan: Plan) -> dict[str, dict]:
   trained = rules.by_path(params, **_rules(plan))
   return {
       at.path: {
-          "shape": list(at.shape), "dtype": at.dtype, "axes": list(at.spec),
+          "shape": list(at.shape), "dtype": at.dtype,
+          "axes": list(at.spec) + [None] * (len(at.shape) - len(at.spec)),
           "dropped": list(at.dropped), **trained[at.path],
       }
       for at in sharding.place(params, plan.mesh)

@@ -1,6 +1,8 @@
 """launch/tpu_pod.sh against a `gcloud` that notes what it is asked, and plays the machines."""
 
 import math
+import os
+import tarfile
 
 from fake_commands import check_golden, FakeCommands, HOSTILE, REPOSITORY
 import pytest
@@ -114,7 +116,7 @@ def test_create_and_delete_may_be_repeated(cloud):
 )
 def test_resume_does_what_is_left_to_do(states, verbs, cloud):
   cloud.states(*states)
-  assert asked(cloud, "resume", *PLACE, *SLICES, *TRAIN) == verbs + ["scp", "ssh", "ssh"]
+  assert asked(cloud, "resume", *PLACE, *SLICES, *TRAIN) == verbs + ["scp", "ssh", "ssh", "ssh"]
 
 
 @pytest.mark.parametrize("state", ["", "FAILED", "SUSPENDED"])
@@ -165,28 +167,48 @@ def test_run_gives_vit_jax_what_it_was_given(worker):
 @pytest.mark.parametrize("verb", ["run", "setup"])
 def test_what_runs_is_left_alone(verb, worker):
   (worker.home / "active").touch()
-  for archive in ("vit_jax.tar.gz", "vit_jax/installed.tar.gz"):
-    (worker.home / archive).write_text("this checkout")
+  worker.add("diff")
   worker.states("ACTIVE")
   done = worker.launch("tpu_pod.sh", verb, *PLACE, *(TRAIN if verb == "run" else []))
   assert done.returncode == 0 and "vit-jax runs" in done.stdout
   assert not {"systemd-run", "vit-jax", "python3"} & {call[0] for call in worker.take_calls()}
 
 
-def test_a_worker_that_runs_other_code_is_said_and_nothing_started(worker):
-  """As where one of several was lost, and the checkout has changed since."""
+@pytest.mark.parametrize("other", [False, True], ids=["same code", "other code"])
+def test_where_a_worker_runs_no_other_gets_other_code(other, worker):
+  """As where one of several was lost: content counts, not times, and no bytecode."""
   (worker.home / "active").touch()
-  (worker.home / "vit_jax.tar.gz").write_text("this checkout")
-  (worker.home / "vit_jax" / "installed.tar.gz").write_text("the one before")
+  worker.add("tar", 'if [[ $1 == --extract ]]; then exec /bin/tar "$@"; fi')
+  worker.add("mkdir", 'exec /bin/mkdir "$@"')
+  installed = worker.home / "vit_jax"
+  (installed / "launch").unlink()
+  for part in ("configs", "launch", "vit_jax/models"):
+    (installed / part).mkdir(parents=True)
+    (installed / part / "a.py").write_text("1\n")
+  for name in ("constraints.txt", "pyproject.toml"):
+    (installed / name).write_text("2\n")
+  with tarfile.open(worker.home / "vit_jax.tar.gz", "w:gz") as archive:
+    for path in sorted(installed.iterdir()):
+      archive.add(path, path.name)
+  (installed / "vit_jax" / "__pycache__").mkdir()
+  os.utime(installed / "configs" / "a.py", (0, 0))
+  if other:
+    (installed / "vit_jax" / "models" / "a.py").write_text("3\n")
   worker.states("ACTIVE", "ACTIVE")
   done = worker.launch("tpu_pod.sh", "resume", *PLACE, *SLICES, *TRAIN)
-  assert done.returncode == 1
-  assert "runs, with other code than this checkout: stop vit first" in done.stderr
-  assert not {"systemd-run", "vit-jax", "python3"} & {call[0] for call in worker.take_calls()}
+  calls = worker.take_calls()
+  assert not {"systemd-run", "vit-jax", "python3"} & {call[0] for call in calls}
+  connections = [call for call in calls if call[0] == "gcloud" and call[4] == "ssh"]
+  if other:
+    assert done.returncode == 1 and len(connections) == 1
+    assert "models/a.py" in done.stderr
+    assert "runs, with other code than this checkout: stop vit first" in done.stderr
+  else:
+    assert done.returncode == 0 and len(connections) == 3
+    assert "left as it is" in done.stdout and "runs already" in done.stdout
 
 
 def test_setup_installs_on_a_worker(worker):
-  (worker.home / "vit_jax.tar.gz").write_text("this checkout")
   worker.states("ACTIVE")
   worker.add("python3")
   worker.add("rm")
@@ -199,7 +221,6 @@ def test_setup_installs_on_a_worker(worker):
   assert unpacked[-1] == "--file=../vit_jax.tar.gz"
   installed = [call for call in calls if call[0] == "python3"][-1]
   assert installed[-1] == "--editable=.[gcs,tpu]"
-  assert (worker.home / "vit_jax" / "installed.tar.gz").read_text() == "this checkout"
 
 
 @pytest.mark.parametrize(

@@ -252,11 +252,12 @@ def test_a_loop_whose_count_the_compiler_knows():
 
 
 def test_a_loop_whose_condition_compares_with_a_constant():
-  assert [c.count for c in read(WHILE, more=LOOP)] == [7]
+  assert [(c.count, c.counted) for c in read(WHILE, more=LOOP)] == [(7, True)]
 
 
-def test_a_loop_that_nobody_can_count_runs_once():
-  assert [c.count for c in read(WHILE, more=LOOP.replace("constant(7)", "parameter(1)"))] == [1]
+def test_a_loop_that_nobody_can_count_counts_as_one_turn_and_is_marked():
+  found = read(WHILE, more=LOOP.replace("constant(7)", "parameter(1)"))
+  assert [(c.count, c.counted) for c in found] == [(1, False)]
 
 
 def test_several_arrays_of_several_dtypes():

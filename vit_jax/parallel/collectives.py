@@ -41,6 +41,7 @@ class Collective:
     slices: of the mesh that such devices lie in; above 1 it leaves the slice.
     name: of the instruction.
     op: what it was compiled from, jax's name stack.
+    counted: whether `count` is known; else it lies in a loop that counts as one turn.
   """
 
   kind: str
@@ -52,6 +53,7 @@ class Collective:
   slices: int
   name: str
   op: str
+  counted: bool = True
 
   @property
   def total_bytes(self) -> int:
@@ -71,7 +73,7 @@ def collectives(text: str, mesh) -> list[Collective]:
     mesh: `jax.sharding.Mesh` that the program was compiled for.
   """
   found = []
-  for instruction, count in executed(text):
+  for instruction, count, counted in executed(text):
     kind, groups = _kind_and_groups(instruction, mesh)
     if not groups or (size := max(map(len, groups))) < 2:
       continue
@@ -83,7 +85,7 @@ def collectives(text: str, mesh) -> list[Collective]:
     for dtype, taken in _result_bytes(instruction).items():
       found.append(Collective(
           kind, dtype, taken * factor, count, axes, size, slices, instruction.name,
-          op[1] if op else "",
+          op[1] if op else "", counted,
       ))
   return found
 

@@ -26,27 +26,29 @@ class Instruction:
   rest: str
 
 
-def executed(text: str) -> Iterator[tuple[Instruction, int]]:
-  """Yields every instruction that runs, and how often in one run of the program.
+def executed(text: str) -> Iterator[tuple[Instruction, int, bool]]:
+  """Yields every instruction that runs, how often in one run of the program, and whether that is
+  known.
 
   Computations that instructions call (fusions, loops, branches, asynchronous ones) are followed:
   the body of a loop counts as often as the compiler says that it runs, or as its condition compares
-  a counter from 0 with; where neither can be read it counts once.  Of branches each counts.
+  a counter from 0 with; where neither can be read it counts once, and that is not known.  Of
+  branches each counts.
 
   Args:
     text: `compiled.as_text()`.
   """
   computations, entry = _computations(text)
 
-  def walk(name: str, times: int):
+  def walk(name: str, times: int, known: bool):
     for instruction in computations.get(name, ()):
-      yield instruction, times
+      yield instruction, times, known
       # The second half of an asynchronous pair names what the first has called.
       if not instruction.opcode.endswith(("-done", "-update")):
         for called, factor in _calls(instruction, computations):
-          yield from walk(called, times * factor)
+          yield from walk(called, times * (factor or 1), known and factor is not None)
 
-  return walk(entry, 1)
+  return walk(entry, 1, True)
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -85,8 +87,8 @@ def _end_of_shape(line: str, start: int) -> int:
   return len(line)
 
 
-def _calls(instruction: Instruction, computations) -> list[tuple[str, int]]:
-  """Computations that an instruction calls, and how often."""
+def _calls(instruction: Instruction, computations) -> list[tuple[str, int | None]]:
+  """Computations that an instruction calls, and how often; None where that cannot be read."""
   single = _CALLED.findall(instruction.rest)
   several = [
       name.strip().lstrip("%") for names in _CALLED_LIST.findall(instruction.rest)
@@ -100,11 +102,11 @@ def _calls(instruction: Instruction, computations) -> list[tuple[str, int]]:
   return [(parts["body"], times)]
 
 
-def _compared(condition: list[Instruction]) -> int:
-  """The one integer constant of a loop's condition `counter < constant`; 1 where there is none."""
+def _compared(condition: list[Instruction]) -> int | None:
+  """The one integer constant of a loop's condition `counter < constant`, if there is one."""
   constants = [
       int(found[1]) for i in condition
       if i.opcode == "constant" and i.shape.startswith(("s32[]", "s64[]", "u32[]"))
       and (found := _CONSTANT.match(i.rest))
   ]
-  return constants[0] if len(constants) == 1 else 1
+  return constants[0] if len(constants) == 1 else None
