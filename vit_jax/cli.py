@@ -16,7 +16,7 @@ import traceback
 from vit_jax import __version__
 from vit_jax.interop.targets import TARGETS
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, redacted
-from vit_jax.observe.stderr import forgiving_stderr
+from vit_jax.observe.stderr import forgiving_stderr, forgiving_stdout
 
 # Of `data.prepare.run`, which is not imported for --help.
 _SOURCES = ("imagefolder", "tar", "webdataset", "parquet", "imagenet", "tfds")
@@ -329,7 +329,8 @@ def _train(arguments, overrides):
   _start_processes(arguments, overrides)
   from vit_jax.train import train
 
-  train(loaded, workdir=arguments.workdir, amend=arguments.amend, strict=arguments.strict)
+  with forgiving_stdout():
+    train(loaded, workdir=arguments.workdir, amend=arguments.amend, strict=arguments.strict)
 
 
 def _plan(arguments, overrides):
@@ -367,7 +368,8 @@ def _sweep(arguments, overrides):
   if arguments.print:
     print("\n".join(f"{member.workdir}: {member.values}" for member in chosen))
   else:
-    sweep(chosen, everything, workdir=arguments.workdir)
+    with forgiving_stdout():
+      sweep(chosen, everything, workdir=arguments.workdir)
 
 
 def _evaluate(arguments, overrides):

@@ -48,6 +48,12 @@ class DataError(VitJaxError):
   exit_code = 3
 
 
+class WorkerLost(DataError):
+  """A process that reads images was killed: start me again."""
+
+  exit_code = 75
+
+
 class NonFiniteError(VitJaxError):
   """The loss or the parameters became infinite or NaN."""
 

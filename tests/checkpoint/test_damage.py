@@ -1,5 +1,6 @@
 """Files really are flipped, cut, removed and added, processes killed, the disk full."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from small_saves import make, save
 
-from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint import manifest, recovery
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import CheckpointError
 
@@ -270,3 +272,68 @@ def test_a_manifest_that_is_well_hashed_and_means_no_good(directory, files):
   (directory / "1" / manifest.NAME).write_text(text)
   with pytest.raises(CheckpointError, match="manifest.json"):
     manifest.read(directory / "1")
+
+
+def test_a_file_that_no_listing_shows_by_default(directory):
+  """Such as what an editor leaves."""
+  (directory / "20" / "params" / "kept~").write_text("more")
+  assert manifest.problems(directory / "20") == ["params/kept~: not in the manifest"]
+
+
+@pytest.fixture
+def open_to_all(pristine):
+  """The two steps where every user may look; root reads whatever the permissions are."""
+  with tempfile.TemporaryDirectory() as place:
+    os.chmod(place, 0o777)
+    path = pathlib.Path(shutil.copytree(pristine, pathlib.Path(place) / "checkpoints"))
+    path.chmod(0o777)
+    yield path
+
+
+@contextlib.contextmanager
+def as_nobody():
+  root = os.geteuid() == 0
+  if root:
+    os.seteuid(65534)
+  try:
+    yield
+  finally:
+    if root:
+      os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["params/_METADATA", "manifest.json", "params", "", ".."])
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_may_not_be_read_is_not_damaged(open_to_all, name, strict):
+  """Nothing is set aside or removed: it may all be as it was."""
+  files, withdrawn = files_of(open_to_all), (open_to_all / "20" / name).resolve()
+  withdrawn.chmod(0)
+  with as_nobody(), Checkpoints(open_to_all) as checkpoints:
+    with pytest.raises(CheckpointError, match="cannot be put in order: .*Permission denied"):
+      checkpoints.recover(strict=strict)
+  withdrawn.chmod(0o755 if withdrawn.is_dir() else 0o644)
+  assert files_of(open_to_all) == files
+  with Checkpoints(open_to_all) as checkpoints:
+    assert checkpoints.recover().step == 20
+
+
+def test_a_link_to_nothing_is_not_an_empty_directory(directory, tmp_path):
+  """As where the disk that it leads to is not mounted."""
+  directory.rename(tmp_path / "disk")
+  directory.symlink_to(tmp_path / "disk")
+  with Checkpoints(directory) as checkpoints:
+    assert checkpoints.recover().step == 20
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="No such file"):
+      checkpoints.recover()
+
+
+def test_lost_is_where_all_were_set_aside(directory):
+  assert not recovery.is_lost(directory)
+  for step in ("10", "20"):
+    flip(directory / step / "manifest.json", 5)
+  with Checkpoints(directory) as checkpoints:
+    assert checkpoints.recover().step is None
+  assert recovery.is_lost(directory)
+  shutil.rmtree(directory)
+  assert not recovery.is_lost(directory)

@@ -11,12 +11,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.retention import Every
-from vit_jax.errors import CheckpointError, WriteFailed
+from vit_jax.errors import CheckpointError, ConfigError, NonFiniteError, WriteFailed
 
 
 def make_state(seed=0):
@@ -316,3 +317,71 @@ def test_a_directory_in_the_place_of_the_runs_is_not_written(tmp_path):
     assert save(checkpoints, 2)
     checkpoints.wait()
     assert checkpoints.steps() == [2]
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path, capsys):
+  with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    save(checkpoints, 1)
+    checkpoints.wait()
+    (tmp_path / "1" / "manifest.json").unlink()
+    (tmp_path / "1" / "manifest.json" / "in the way").mkdir(parents=True)
+    for step in (2, 3):
+      save(checkpoints, step)
+      checkpoints.wait()
+    assert checkpoints.steps() == [1, 3]
+  assert "warning: an old checkpoint was not deleted: " in capsys.readouterr().err
+
+
+def test_what_ended_a_run_is_not_replaced_by_a_save_that_fails(tmp_path, capsys):
+  with pytest.raises(NonFiniteError, match="it broke"):
+    with Checkpoints(tmp_path) as checkpoints:
+      save(checkpoints, 1)
+      checkpoints.wait()
+      save(checkpoints, 2)
+      (tmp_path / "2" / "manifest.json.tmp").mkdir(parents=True, exist_ok=True)
+      raise NonFiniteError("it broke")
+  assert "warning: Saving step 2 to " in capsys.readouterr().err
+
+
+def test_who_may_no_longer_write_neither_begins_nor_removes(tmp_path):
+  """Another process has taken over, and may be writing the same step."""
+  owned = [True]
+
+  def confirm():
+    if not owned[0]:
+      raise ConfigError("another has it")
+
+  with Checkpoints(tmp_path, confirm_owner=confirm) as checkpoints:
+    save(checkpoints, 1)
+    checkpoints.wait()
+    owned[0] = False
+    with pytest.raises(ConfigError, match="another has it"):
+      save(checkpoints, 2)
+    assert not (tmp_path / "2").exists()
+    owned[0] = True
+    save(checkpoints, 2)
+    owned[0] = False
+    with pytest.raises(ConfigError, match="another has it"):
+      checkpoints.wait()
+    assert (tmp_path / "2" / "params").exists() and checkpoints.steps() == [1]
+
+
+def test_a_step_that_was_not_written_whole_is_not_committed(tmp_path, monkeypatch):
+  """Orbax says that it has finished, and an array is not among what it lists."""
+  finished = ocp.CheckpointManager.wait_until_finished
+
+  def forgetful(manager):
+    finished(manager)
+    for path in tmp_path.glob("2/params/_METADATA"):
+      content = json.loads(path.read_text())
+      content["tree_metadata"].popitem()
+      path.write_text(json.dumps(content))
+
+  monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", forgetful)
+  with Checkpoints(tmp_path) as checkpoints:
+    save(checkpoints, 1)
+    checkpoints.wait()
+    save(checkpoints, 2)
+    with pytest.raises(WriteFailed, match="not written whole"):
+      checkpoints.wait()
+    assert checkpoints.steps() == [1]

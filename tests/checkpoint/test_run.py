@@ -137,3 +137,16 @@ def test_a_lock_that_cannot_be_made_is_one_paragraph(tmp_path):
   with pytest.raises(ConfigError, match=r"cannot be written: Not a directory \(ENOTDIR\)"):
     with RunDirectory(tmp_path / "file" / "run").lock():
       pass
+
+
+def test_checkpoints_without_the_runs_description_are_not_begun_anew(tmp_path):
+  """run.json is written before the first save: it was lost, and the metrics would be, too."""
+  committed = tmp_path / "checkpoints" / "5" / "manifest.json"
+  committed.parent.mkdir(parents=True)
+  run = RunDirectory(tmp_path)
+  run.check_writable()  # a save that never finished says nothing
+  committed.write_text("{}")
+  with pytest.raises(ConfigError, match=r"has checkpoints \(5\) but no run.json.*copy it back"):
+    run.check_writable()
+  run.write_info(INFO)
+  run.check_writable()

@@ -69,3 +69,20 @@ def test_a_share_at_the_limit_is_allowed():
     watch.add(10, [("a.jpg", "torn")])
   with pytest.raises(DataError, match="301 of 3001"):
     watch.add(1, [("a.jpg", "torn")])
+
+
+def test_a_disk_that_takes_no_list_ends_nothing(tmp_path, capsys):
+  """It is said once, and what waited is written with the next."""
+  file = tmp_path / "run" / "bad_records.jsonl"
+  bad = BadRecords(file)
+  bad.add("a.jpg", "truncated"), bad.add("b.jpg", "truncated")
+  said = capsys.readouterr().err
+  assert said.count(f"the list of unreadable images, {file}, cannot be written: No such file") == 1
+  file.parent.mkdir()
+  bad.add("c.jpg", "truncated")
+  file.parent.rename(tmp_path / "away")
+  bad.add("d.jpg", "truncated")
+  (tmp_path / "away").rename(file.parent)
+  bad.close()
+  names = [json.loads(line)["name"] for line in file.read_text().splitlines()]
+  assert names == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]

@@ -21,7 +21,7 @@ from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.pipeline import eval_batches, train_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.sampling import mix
-from vit_jax.errors import DataError
+from vit_jax.errors import DataError, WorkerLost
 
 TRANSFORM = TrainTransform(
     image_size=12, crop_min_area=0.3, rand_augment="2,15", random_erasing=0.5
@@ -182,14 +182,14 @@ def test_a_killed_worker_ends_the_stream(tmp_path):
   expected, got = take(40), 6
   os.kill(pids[1], signal.SIGKILL)
   begun = time.monotonic()
-  with pytest.raises(DataError, match="killed by SIGKILL.*config.input.workers"):
+  with pytest.raises(WorkerLost, match="killed by SIGKILL.*config.input.workers"):
     while True:
       assert_same([expected[got]], [next(stream)])
       got += 1
   assert time.monotonic() - begun < 10
-  assert DataError.exit_code == 3
+  assert WorkerLost.exit_code == 75  # a launcher starts it again
   for _ in range(2):
-    with pytest.raises(DataError, match="killed by SIGKILL"):
+    with pytest.raises(WorkerLost, match="killed by SIGKILL"):
       next(stream)
   assert ended(pids)
 
@@ -203,7 +203,7 @@ def test_a_worker_killed_before_its_first_batch(tmp_path):
       "while not os.listdir(sys.argv[1]): time.sleep(.05)\n"
       "os.kill(int(os.listdir(sys.argv[1])[0]), 9)", str(tmp_path),
   ])
-  with pytest.raises(DataError, match="killed by SIGKILL"):
+  with pytest.raises(WorkerLost, match="killed by SIGKILL"):
     next(stream)
   assert killer.wait() == 0
 

@@ -1,6 +1,7 @@
 """A run whose newest checkpoint is damaged goes on from the newest that is good, below it."""
 
 import json
+import shutil
 
 import disks
 import flips
@@ -64,3 +65,23 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_not_complete(tmp_pat
   np.testing.assert_array_equal(load(run).params["head"]["kernel"], before)
   code, said = train(run, *command)
   assert code == 0 and "is complete: 6 steps" in said
+
+
+@pytest.mark.slow
+def test_a_run_of_which_nothing_is_good_is_not_begun_again_by_itself(tmp_path):
+  """Its metrics would be overwritten; each repetition says so, until somebody decides."""
+  run, command = tmp_path / "run", ("--config.total=6 steps", "--config.checkpoint.every=3 steps")
+  code, said = train(run, *command)
+  assert code == 0, said
+  metrics = (run / "metrics.jsonl").read_text()
+  for step in ("3", "6"):
+    path = max((run / "checkpoints" / step / "params" / "d").iterdir())
+    flips.flip(path, path.stat().st_size // 2)
+  for _ in range(2):
+    code, said = train(run, *command)
+    assert code == 5 and "All checkpoints in" in said and "are damaged" in said, said
+    assert (run / "metrics.jsonl").read_text() == metrics
+  for path in (run / "checkpoints").glob("*.corrupt"):
+    shutil.rmtree(path)
+  code, said = train(run, *command)
+  assert code == 0 and committed(run)[-1] == 6, said

@@ -240,12 +240,10 @@ def test_killed_half_way_through_a_rename(tmp_path, faulty):
 
 @pytest.mark.slow
 def test_a_full_disk_under_the_messages(tmp_path):
-  """Where stderr is a file, as under nohup; the run itself lies elsewhere."""
+  """Where stdout and stderr are files, as under nohup; the run itself lies elsewhere."""
   command = (*COMMAND, f"--workdir={tmp_path / 'run'}", *SHORT, "--config.total=40 steps")
   with open("/dev/full", "w") as full:
-    done = subprocess.run(
-        command, env=environment(), stdout=subprocess.DEVNULL, stderr=full, timeout=600
-    )
+    done = subprocess.run(command, env=environment(), stdout=full, stderr=full, timeout=600)
   assert done.returncode == 0
   assert load(tmp_path / "run").step == 40
 
@@ -269,3 +267,14 @@ def test_the_disk_of_one_of_two_processes(tmp_path, whose):
   assert not manifest.problems(run / "checkpoints" / str(kept))
   killer.finish(command, run, processes=2)
   assert load(run).step == 80
+
+
+@pytest.mark.slow
+def test_nobody_reads_what_a_run_prints(tmp_path):
+  """As where the pager behind a pipe was left: the run goes on to its end."""
+  command = (*COMMAND, f"--workdir={tmp_path / 'run'}", *SHORT, "--config.total=40 steps")
+  variables = environment() | {"PYTHONUNBUFFERED": "1"}
+  with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE) as process:
+    process.stdout.close()
+    assert process.wait(timeout=600) == 0
+  assert load(tmp_path / "run").step == 40

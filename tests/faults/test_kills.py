@@ -47,11 +47,11 @@ def kill(workdir, moment, *, seconds: float = 0.0) -> bool:
 def test_killed_five_times(tmp_path, uninterrupted):
   """In a step, in a save, in an evaluation, then at the start and in the first step after."""
   run = tmp_path / "run"
-  kill(run, logged(6))
-  kill(run, lambda workdir: last_step(workdir) > 8 and saving(workdir))
-  kill(run, logged(15), seconds=0.03)
-  kill(run, lambda _: True, seconds=1.5)
-  kill(run, logged(committed(run) + 1))
+  assert kill(run, logged(6))
+  assert kill(run, lambda workdir: last_step(workdir) > 8 and saving(workdir))
+  assert kill(run, logged(15), seconds=0.03)
+  assert kill(run, lambda _: True, seconds=1.5)
+  assert kill(run, logged(committed(run) + 1))
   finish(COMMAND, run)
   assert_same_run(run, uninterrupted, steps=STEPS)
 

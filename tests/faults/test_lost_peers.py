@@ -61,12 +61,12 @@ def test_killed_and_repeated(tmp_path, uninterrupted, whom):
   for moment, seconds in ((logged(6), 0.0), (saving, 0.02), (None, 0.5)):
     before = committed(run)
     with Life(command(STEPS), run, processes=2) as life:
-      life.until(life.begun)  # else what the life before left looks like a save
-      life.until(moment or life.begun)
+      assert life.until(life.begun)  # else what the life before left looks like a save
+      assert life.until(moment or life.begun)
       time.sleep(seconds)
       done = last_step(run)
       life.send(signal.SIGKILL, *whom)
-      life.ended()
+      assert -signal.SIGKILL in [process.code for process in life.ended()]
     assert committed(run) >= before and done - committed(run) <= 2 * EVERY
   finish(command(STEPS), run, processes=2)
   assert_same_run(run, uninterrupted, steps=STEPS)

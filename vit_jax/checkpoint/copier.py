@@ -184,8 +184,7 @@ class Copier:
 
     with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
       list(pool.map(copy, files))
-    self._confirm_owner()
-    manifest.write(target, content, copy_of=files)
+    manifest.write(target, content, copy_of=files, confirm_owner=self._confirm_owner)
 
 
 @contextlib.contextmanager

@@ -89,8 +89,14 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self.close()
+  def __exit__(self, kind, *_):
+    try:
+      self.close()
+    except WriteFailed as error:
+      if kind is None:
+        raise
+      # What has ended the run is what its exit code tells of.
+      print(f"warning: {error}.", file=sys.stderr, flush=True)
 
   def steps(self) -> list[int]:
     """Committed steps, ascending; CheckpointError where the directory cannot be listed."""
@@ -132,11 +138,16 @@ class Checkpoints:
             " not by this run's doing.", file=sys.stderr, flush=True,
         )
       self._saved = saved
-      for step in self.policy.superfluous(saved):
-        del self._saved[step]
-        retention.delete(self._path(step))
     except (OSError, CheckpointError) as error:
-      print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
+      print(f"warning: no old checkpoint was deleted: {error}", file=sys.stderr, flush=True)
+      return
+    for step in self.policy.superfluous(saved):
+      try:
+        retention.delete(self._path(step))
+      except OSError as error:
+        print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
+      else:
+        del self._saved[step]
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.
@@ -165,6 +176,7 @@ class Checkpoints:
       return False
     # Process 0 may still be hashing; Orbax's own first barrier would wait for it forever.
     meet(f"the save of step {step}")
+    self._confirm(step)
     self._sweep()
     self._left_over.clear()
     trees = {"params": tree.recorded(params), "training": tree.recorded(training)}
@@ -218,7 +230,8 @@ class Checkpoints:
       self._orbax.wait_until_finished()  # Orbax raises the error once in each thread.
     except Exception:  # pylint: disable=broad-exception-caught
       pass  # It is the one raised next.
-    self._discard(self._saving)
+    if isinstance(error, WriteFailed):  # else it may be another's by now
+      self._discard(self._saving)
     raise error
 
   def finish(self, *, complete: bool, alive: Callable[[], None] = lambda: None) -> None:
@@ -402,6 +415,14 @@ class Checkpoints:
     except (CheckpointError, OSError) as error:
       raise self._failed_to_save(step, error) from error
 
+  def _confirm(self, step: int) -> None:
+    """Before anything is written: raises as `confirm_owner`, WriteFailed where that cannot tell."""
+    if self._confirm_owner is not None and jax.process_index() == 0:
+      try:
+        self._confirm_owner()
+      except OSError as error:
+        raise self._failed_to_save(step, error) from error
+
   def _check_owner(self) -> None:
     if self._read_only:
       raise ValueError(f"{self.directory} was opened for reading only")
@@ -411,9 +432,8 @@ class Checkpoints:
     try:
       self._orbax.wait_until_finished()
       if jax.process_index() == 0:
-        if self._confirm_owner is not None:
-          self._confirm_owner()
-        manifest.write(self._path(step), content)
+        self._check_trees(step, content["trees"])
+        manifest.write(self._path(step), content, confirm_owner=self._confirm_owner)
         self._on_commit()
     except (ConfigError, PeerLost) as error:  # of `confirm_owner`, of a barrier
       self._error = error
@@ -483,13 +503,17 @@ class Checkpoints:
     Raises:
       CheckpointError: they cannot be read, or are not those that were handed to `save`.
     """
+    # An older manifest has none.
+    return self._check_trees(step, manifest.read(self._path(step)).get("trees", {}))
+
+  def _check_trees(self, step: int, wanted: dict) -> dict:
+    """As `_stored_trees`, given what was handed to `save`."""
     try:
       items = self._manager().item_metadata(step)
       stored = {name: items[name].tree for name in _ITEMS}
     except Exception as error:  # pylint: disable=broad-exception-caught
       raise self._failed_to_read(step, error) from error
-    # An older manifest has none.
-    for name, leaves in manifest.read(self._path(step)).get("trees", {}).items():
+    for name, leaves in wanted.items():
       if leaves != tree.recorded(stored[name]):
         raise CheckpointError(
             f"{self._path(step)} holds other {name} than its {manifest.NAME} lists: it was not"

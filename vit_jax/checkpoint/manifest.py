@@ -20,7 +20,7 @@ import errno
 import hashlib
 import json
 import os
-from typing import Iterator
+from typing import Callable, Iterator
 
 from etils import epath
 
@@ -35,14 +35,41 @@ _OWN_HASH = "manifest_sha256"
 # per second of a core: 1.22 GB into one buffer of this size, 1.03 as new objects of 1 MiB.
 _BLOCK = 1 << 18
 _AT_ONCE = 4  # files
+# What a system says of a file that is gone, or whose content is.  All else, such as a permission
+# or a server that is away, says nothing of the file, which may be as it was.
+_DAMAGE = {
+    getattr(errno, name, None)  # macOS has not all
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "EIO", "ELOOP", "ENODATA", "EUCLEAN")
+}
 
 
 def exists(directory: epath.Path) -> bool:
-  """Whether the step in `directory` is committed."""
-  return (directory / NAME).exists()
+  """Whether the step in `directory` is committed.
+
+  Raises:
+    OSError: that cannot be seen now.
+  """
+  if is_bucket(directory):
+    return (directory / NAME).exists()
+  try:
+    os.stat(directory / NAME)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except OSError as error:
+    if not _is_damage(error):
+      raise
+  return True
 
 
-def write(directory: epath.Path, content: dict, *, copy_of: dict | None = None) -> None:
+def _is_damage(error: OSError) -> bool:
+  """Whether it tells of a file that is not as it was, and not of one that cannot be had now."""
+  return not isinstance(error, BucketError) and error.errno in _DAMAGE
+
+
+def write(
+    directory: epath.Path, content: dict, *, copy_of: dict | None = None,
+    confirm_owner: Callable[[], None] | None = None,
+) -> None:
   """Hashes all files of `directory`, as they are read back from there, and commits it.
 
   On a disk they are flushed and read past the system's cache, so that what is hashed is what would
@@ -52,6 +79,7 @@ def write(directory: epath.Path, content: dict, *, copy_of: dict | None = None) 
     directory: a finished step of Orbax.
     content: JSON-able; stored beside "files", {relative path: {"bytes": int, "hash": hex}}.
     copy_of: the "files" that it must have, or None.
+    confirm_owner: is called when all is hashed, which takes long; what it raises commits nothing.
 
   Raises:
     OSError: a file cannot be read, or the manifest not written, or not read back as written; or a
@@ -70,6 +98,8 @@ def write(directory: epath.Path, content: dict, *, copy_of: dict | None = None) 
     wrong = sorted(name for name in files.keys() | copy_of.keys()
                    if files.get(name) != copy_of.get(name))
     raise OSError(errno.EIO, f"{wrong[0]} is not as in the original", str(directory))
+  if confirm_owner is not None:
+    confirm_owner()
   text = _text({**content, "files": files})
   atomic.write_text(directory / NAME, text)
   if (directory / NAME).read_bytes() != text.encode("ascii"):
@@ -82,7 +112,7 @@ def read(directory: epath.Path) -> dict:
 
   Raises:
     CheckpointError: it is missing or damaged.
-    BucketError: it may be well, but cannot be had now.
+    OSError: it may be well, but cannot be had now.
   """
   path = directory / NAME
   try:
@@ -93,9 +123,9 @@ def read(directory: epath.Path) -> dict:
         _is_inside(name) and set(file) == {"bytes", "hash"}
         for name, file in content["files"].items()
     )
-  except BucketError:
-    raise
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    if isinstance(error, OSError) and not _is_damage(error):
+      raise
     raise CheckpointError(f"{path} cannot be read: {error}") from error
   if not intact:
     raise CheckpointError(f"{path} is damaged: it does not match its own hash")
@@ -113,7 +143,7 @@ def problems(directory: epath.Path) -> list[str]:
   Reads every byte, several files at a time.
 
   Raises:
-    BucketError: the bucket does not answer, which is no fault of the step's.
+    OSError: something cannot be read now, which is no fault of the step's.
   """
   try:
     expected = read(directory)["files"]
@@ -121,9 +151,9 @@ def problems(directory: epath.Path) -> list[str]:
     return [str(error)]
   try:
     found = _files(directory)
-  except BucketError:
-    raise
   except OSError as error:
+    if not _is_damage(error):
+      raise
     return [f"{directory} cannot be listed: {error.strerror or error}"]
   lines = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
   lines += [f"{name}: not in the manifest" for name in sorted(found.keys() - expected.keys())]
@@ -137,9 +167,9 @@ def problems(directory: epath.Path) -> list[str]:
 def _difference(file: epath.Path | Listed, expected: dict) -> str | None:
   try:
     measured = _measured(file)
-  except BucketError:
-    raise
   except OSError as error:
+    if not _is_damage(error):
+      raise
     return f"cannot be read ({error.strerror or error})"
   if measured["bytes"] != expected["bytes"]:
     return f"{measured['bytes']} bytes instead of {expected['bytes']}"
@@ -153,8 +183,8 @@ def _files(directory: epath.Path, prefix: str = "") -> dict[str, epath.Path | Li
   if is_bucket(directory):
     return {name: listed for name, listed in directory.below().items() if name != NAME}
   files = {}
-  for path in directory.iterdir():
-    name = prefix + path.name
+  for own in os.listdir(directory):  # epath leaves out names that end with ~
+    path, name = directory / own, prefix + own
     if path.is_dir():
       files.update(_files(path, name + "/"))
     elif name not in (NAME, NAME + ".tmp"):

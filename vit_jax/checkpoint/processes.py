@@ -22,8 +22,9 @@ def decided_by_first(decide: Callable[[], int], what: str = "a decision") -> int
   """`decide()`, run by process 0 alone; its value on every process.
 
   Args:
-    decide: its value fits an int32.  When it raises, process 0 raises the same and the others a
-      CheckpointError, so that nobody waits for a process that has left.
+    decide: its value fits an int32 and is at least -1.  When it raises, process 0 raises the same
+      and the others a CheckpointError of the same exit code, so that nobody waits for a process
+      that has left.
     what: is decided, for the message of a PeerLost.
 
   Raises:
@@ -36,13 +37,16 @@ def decided_by_first(decide: Callable[[], int], what: str = "a decision") -> int
     try:
       value = decide()
     except Exception as caught:  # pylint: disable=broad-exception-caught
-      error = caught
+      error, code = caught, getattr(caught, "exit_code", CheckpointError.exit_code)
+      value = _FAILED + code
   meet(what)
   value = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
   if error is not None:
     raise error
-  if value == _FAILED:
-    raise CheckpointError("Process 0 found a fault; its message names it")
+  if value < -1:
+    failure = CheckpointError("Process 0 found a fault; its message names it")
+    failure.exit_code = value - _FAILED
+    raise failure
   return value
 
 

@@ -1,5 +1,6 @@
 """Putting a directory of checkpoints in order after a crash, before anything is saved to it."""
 
+import os
 from typing import NamedTuple
 
 from etils import epath
@@ -19,8 +20,8 @@ class Recovery(NamedTuple):
 
 
 def step_directories(directory: epath.Path) -> dict[int, epath.Path]:
-  """Every STEP/ below `directory`, committed or not, ascending."""
-  if not directory.is_dir():
+  """Every STEP/ below `directory`, committed or not, ascending; OSError if it cannot be seen."""
+  if not _is_there(directory):
     return {}
   found = {
       int(path.name): path
@@ -28,6 +29,30 @@ def step_directories(directory: epath.Path) -> dict[int, epath.Path]:
       if path.name.isascii() and path.name.isdigit()
   }
   return dict(sorted(found.items()))
+
+
+def _is_there(directory: epath.Path) -> bool:
+  """Whether there is such a directory.
+
+  Raises:
+    OSError: it cannot be seen, or is a link to what is not there, as where a disk is not mounted.
+  """
+  if is_bucket(directory):
+    return directory.is_dir()
+  try:
+    os.scandir(directory).close()
+  except FileNotFoundError:
+    if os.path.lexists(directory):
+      raise
+    return False
+  return True
+
+
+def is_lost(directory: epath.Path) -> bool:
+  """Whether there are only steps that were set aside."""
+  if not _is_there(directory) or step_directories(directory):
+    return False
+  return any(".corrupt" in path.name for path in directory.iterdir())
 
 
 def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) -> Recovery:
@@ -45,7 +70,7 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
     CheckpointError: see `strict`; it names every damaged file.
   """
   notes = []
-  if not directory.is_dir():
+  if not _is_there(directory):
     return Recovery(notes, None)
   for path in sorted(directory.iterdir()):
     if _TEMPORARY in path.name:

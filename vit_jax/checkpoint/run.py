@@ -13,6 +13,7 @@ from etils import epath
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket import path as bucket
+from vit_jax.checkpoint import manifest, recovery
 from vit_jax.checkpoint.lease import Lease
 from vit_jax.checkpoint.paths import absolute
 from vit_jax.errors import CheckpointError, ConfigError
@@ -86,7 +87,8 @@ class RunDirectory:
     with self._writing():
       self.path.mkdir(parents=True, exist_ok=True)
       foreign = [] if self.exists() else self._foreign()
-      if not foreign:
+      orphans = [] if self.exists() else self._committed()
+      if not foreign and not orphans:
         trial.write_text("")
         trial.unlink(missing_ok=True)  # one of another host may have its name
     if foreign:
@@ -96,6 +98,16 @@ class RunDirectory:
           f" {', '.join(foreign[:3])}{more}. Choose another --workdir, one that does not exist or"
           " is empty"
       )
+
+    if orphans:
+      raise ConfigError(
+          f"{self.path} has checkpoints ({', '.join(map(str, orphans[:3]))}) but no run.json, which"
+          " says what they are of: copy it back from where the run came, or choose another --workdir"
+      )
+
+  def _committed(self) -> list[int]:
+    found = recovery.step_directories(self.checkpoints)
+    return [step for step, path in found.items() if manifest.exists(path)]
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ class BadRecords:
     self._lock = threading.Lock()
     self._file = None if file is None else place(file)
     self._segments: Segments | None = None
+    self._unwritten, self._failed = "", False
     self._names: set[str] = set()
     if self._file is not None and is_bucket(self._file):
       directory = self._file.with_suffix("")
@@ -44,19 +45,36 @@ class BadRecords:
       if name in self._names:
         return
       self._names.add(name)
-      line = json.dumps({"name": name, "reason": reason}) + "\n"
-      if self._segments is not None:
-        self._segments.write(line)
-      elif self._file is not None:
-        with self._file.open("a") as file:
-          file.write(line)
+      self._unwritten += json.dumps({"name": name, "reason": reason}) + "\n"
       print(f"warning: unreadable image: {name}: {reason}", file=sys.stderr, flush=True)
+      self._write()
 
   def close(self) -> None:
-    """Writes what a bucket has not been given yet."""
+    """Writes what a bucket has not been given yet, or what a disk did not take."""
     with self._lock:
+      self._write()
       if self._segments is not None:
         self._segments.close()
+
+  def _write(self) -> None:
+    """Lists what waits; what cannot be written is said, once, and waits for the next time."""
+    try:
+      if self._segments is not None:
+        text, self._unwritten = self._unwritten, ""  # it keeps what it cannot give away
+        if text:
+          self._segments.write(text)
+      elif self._file is not None and self._unwritten:
+        with self._file.open("a") as file:
+          file.write(self._unwritten)
+    except OSError as error:
+      if not self._failed:
+        print(
+            f"warning: the list of unreadable images, {self._file}, cannot be written:"
+            f" {error.strerror or error}. It waits in memory.", file=sys.stderr, flush=True,
+        )
+      self._failed = True
+      return
+    self._unwritten, self._failed = "", False
 
   @property
   def count(self) -> int:

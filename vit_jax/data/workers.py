@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from vit_jax.data.lifeline import die_with_parent
-from vit_jax.errors import DataError
+from vit_jax.errors import DataError, WorkerLost
 
 
 def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -27,7 +27,7 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[dict[str, np.nd
     workers: at least 1, at most as many as there are elements.
 
   Raises:
-    DataError: from `next`, a worker was killed; nothing that follows can be relied on.
+    WorkerLost: from `next`, a worker was killed; nothing that follows can be relied on.
     Whatever the data set raises, from `next`.
   """
   if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl's own main would parse
@@ -55,7 +55,7 @@ class _Workers:
     except RuntimeError as error:
       if "terminated unexpectedly" not in str(error):
         raise
-      raise DataError(_death(str(error))) from error
+      raise WorkerLost(_death(str(error))) from error
     return {key: _anonymous(value) for key, value in element.items()}
 
   def close(self) -> None:

@@ -1,6 +1,7 @@
 """Messages for which there is no room, or nobody left to read them, end nothing."""
 
 import contextlib
+import os
 import sys
 from typing import Iterator
 
@@ -33,3 +34,21 @@ def forgiving_stderr() -> Iterator[None]:
   """
   with contextlib.redirect_stderr(_Forgiving(sys.stderr)):
     yield
+
+
+@contextlib.contextmanager
+def forgiving_stdout() -> Iterator[None]:
+  """The same for `sys.stdout`, for verbs that do more than to print.
+
+  What it could not take is dropped at the end, for else Python would try once more when it leaves,
+  and leave with 120.
+  """
+  stream = sys.stdout
+  with contextlib.redirect_stdout(_Forgiving(stream)):
+    try:
+      yield
+    finally:
+      try:
+        stream.flush()
+      except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

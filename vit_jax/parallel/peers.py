@@ -10,6 +10,7 @@ Lines of JSON: {"leaves": exit code, "orderly": whether the others may go on} of
 {"lost": text, "code": exit code} of process 0 to all others when one has gone.
 """
 
+import contextlib
 import json
 from multiprocessing import connection as multiplexing
 import os
@@ -119,5 +120,6 @@ def _end(lost: str, code: int) -> None:
   """Ends this process at once: its other threads may wait for the lost one for ever."""
   # One write, because the main thread may be saying something, too.
   os.write(2, " ".join(f"vit-jax: {lost}".split()).encode() + b"\n")
-  sys.stdout.flush()
+  with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has left
+    sys.stdout.flush()
   os._exit(code)

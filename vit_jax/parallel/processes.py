@@ -1,6 +1,7 @@
 """Several processes that train together: how one of them joins the others, speaks and leaves."""
 
 import atexit
+import contextlib
 import os
 import re
 import sys
@@ -9,7 +10,9 @@ import time
 
 import jax
 
-from vit_jax.errors import CheckpointError, ConfigError, PeerLost, Preempted, VitJaxError
+from vit_jax.errors import (
+    CheckpointError, ConfigError, NonFiniteError, PeerLost, Preempted, VitJaxError,
+)
 from vit_jax.parallel import clusters, rendezvous
 from vit_jax.parallel.peers import Peers
 
@@ -116,19 +119,21 @@ def leave(code: int, error: BaseException | None = None) -> None:
   """Ends this process, if it is one of several, after an error, without waiting for the others.
 
   Else JAX would wait for them at the exit, and they for this one.  Those that go on end when they
-  notice that it has gone.  Only who was preempted waits: process 0 commits what all have saved.
+  notice that it has gone.  Only who was preempted, or found what is not finite, waits, as all do
+  that at the same step: process 0 commits what all have saved, and copies it.
   """
   if not jax.distributed.is_initialized():
     return
-  orderly = isinstance(error, Preempted)
+  orderly = isinstance(error, (Preempted, NonFiniteError))
   if _peers is not None:
     _peers.leave(code, orderly=orderly)
   if not isinstance(error, PeerLost):
     ending = threading.Thread(target=_shutdown, daemon=True)
     ending.start()
     ending.join(_COMMIT if orderly else _PATIENCE)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has left
+    sys.stdout.flush()
+    sys.stderr.flush()
   os._exit(code)
 
 
