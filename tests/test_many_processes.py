@@ -68,7 +68,7 @@ def by_slurm(processes: int):
       "CLUSTER_NAME": "test", "CONF": "/etc/slurm/slurm.conf", "CPUS_ON_NODE": "2",
       "GTIDS": ",".join(map(str, range(processes))), "JOBID": job, "JOB_ACCOUNT": "test",
       "JOB_CPUS_PER_NODE": "2", "JOB_GID": "0", "JOB_ID": job, "JOB_NAME": "vit-jax",
-      "JOB_NODELIST": "localhost", "JOB_NUM_NODES": "1", "JOB_PARTITION": "gpu", "JOB_QOS": "normal",
+      "JOB_NODELIST": "localhost", "JOB_NUM_NODES": "1", "JOB_PARTITION": "gpu", "JOB_QOS": "high",
       "JOB_UID": "0", "JOB_USER": "root", "LAUNCH_NODE_IPADDR": "127.0.0.1", "MEM_PER_NODE": "4096",
       "NNODES": "1", "NODELIST": "localhost", "NPROCS": tasks, "NTASKS": tasks,
       "NTASKS_PER_NODE": tasks, "PRIO_PROCESS": "0", "SRUN_COMM_HOST": "127.0.0.1",

@@ -99,8 +99,8 @@ def check_not_lost(run) -> None:
 
   if decided_by_first(lost, "whether the checkpoints are lost"):
     raise CheckpointError(
-        f"All checkpoints in {run.checkpoints} are damaged (STEP.corrupt): copy one there from where"
-        " it is intact, or begin another run; to begin this one from step 0, delete them"
+        f"All checkpoints in {run.checkpoints} are damaged (STEP.corrupt): copy one there from"
+        " where it is intact, or begin another run; to begin this one from step 0, delete them"
     )
 
 

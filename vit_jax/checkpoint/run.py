@@ -102,7 +102,8 @@ class RunDirectory:
     if orphans:
       raise ConfigError(
           f"{self.path} has checkpoints ({', '.join(map(str, orphans[:3]))}) but no run.json, which"
-          " says what they are of: copy it back from where the run came, or choose another --workdir"
+          " says what they are of: copy it back from where the run came, or choose another"
+          " --workdir"
       )
 
   def _committed(self) -> list[int]:
