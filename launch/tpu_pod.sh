@@ -159,7 +159,8 @@ setup() {
   # touched.
   on all "set -e
 if $busy; then
-  mkdir -p vit_jax.new
+  rm -rf vit_jax.new
+  mkdir vit_jax.new
   tar --extract --gzip --file=vit_jax.tar.gz --directory=vit_jax.new
   for part in configs launch vit_jax constraints.txt pyproject.toml; do
     diff --recursive --brief --exclude=__pycache__ vit_jax.new/\$part vit_jax/\$part >&2 || {
