@@ -5,7 +5,7 @@
 # perform COMMAND  runs it; where `dry_run` is not empty prints it instead.
 # announce TEXT    says what comes next; in a dry run as a comment.
 
-dry_run=${dry_run:-}
+dry_run=
 
 quoted() {
   local word line='' name escaped="'\\''"

@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     path: the directory.
     step: which step's it is.
     state: "committed", "damaged" (its manifest; `verify` sees the rest), "quarantined",
-      "uncommitted".
+      "uncommitted", "unreadable" (now).
     content: the manifest, empty unless committed.
   """
 
@@ -145,13 +145,13 @@ def verify(directory: RunDirectory, step: int | None) -> int:
   """Hashes every file of every committed step, or of one; prints a line for each.
 
   Returns:
-    5 where a file is damaged, else 0.
+    5 where a file is damaged or cannot be read, else 0.
 
   Raises:
     ConfigError: there is no such committed step.
   """
   asked = [e for e in entries(directory.checkpoints) if step in (None, e.step)]
-  asked = [e for e in asked if e.state in ("committed", "damaged")]
+  asked = [e for e in asked if e.state in ("committed", "damaged", "unreadable")]
   if step is not None and not asked:
     raise ConfigError(
         f"{directory.checkpoints / str(step)} is no committed checkpoint: `vit-jax checkpoint list"
@@ -160,8 +160,14 @@ def verify(directory: RunDirectory, step: int | None) -> int:
   damaged = 0
   for entry in asked:
     began = time.monotonic()
-    problems = manifest.problems(entry.path)
-    if problems and not manifest.exists(entry.path) and entry.state == "committed":
+    try:
+      problems = manifest.problems(entry.path)
+      gone = bool(problems) and not manifest.exists(entry.path) and entry.state == "committed"
+    except OSError as error:
+      print(f"step {entry.step}: CANNOT BE READ: {error.strerror or error}", flush=True)
+      damaged += 1
+      continue
+    if gone:
       print(f"step {entry.step}: deleted meanwhile")
       continue
     damaged += bool(problems)
@@ -239,12 +245,16 @@ def _state(path: epath.Path, suffix: str | None) -> tuple[str, dict]:
   """`Entry.state` and `Entry.content`."""
   if suffix == "corrupt":
     return "quarantined", {}
-  if suffix or not manifest.exists(path):
+  if suffix:
     return "uncommitted", {}
   try:
+    if not manifest.exists(path):
+      return "uncommitted", {}
     return "committed", manifest.read(path)
   except CheckpointError:  # a run in progress may have deleted it just now
     return "damaged" if manifest.exists(path) else "uncommitted", {}
+  except OSError:
+    return "unreadable", {}
 
 
 def _bytes(entry: Entry) -> int:

@@ -42,10 +42,11 @@ def main(argv: list[str] | None = None) -> None:
   except VitJaxError as error:
     failure = _lost_peer(error) or error
     code = _say(str(failure), failure.exit_code, debug)
-  except BrokenPipeError:  # whoever read our output, such as `head`, has left
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 0
   except OSError as error:
+    # Whoever read our output, such as `head`, has left; who trains does not mind (below).
+    if isinstance(error, BrokenPipeError) and not {"train", "sweep"} & set(argv[:2]):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(0)
     code = _say(f"{error}. Mend that and repeat the command", CheckpointError.exit_code, debug)
   except Exception as error:  # what nobody foresaw
     failure = _lost_peer(error)

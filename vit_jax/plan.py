@@ -186,9 +186,9 @@ def _mesh(config, devices, abstract, device_bytes: int, *, width: int):
   """The mesh that the config asks for; what it leaves open, by memory."""
   axes = dict(config.mesh)
   if axes["fsdp"] is None and axes["replica"] is None:
-    # The gradients are like the parameters; with micro-batches those so far and the next.
-    gradients = 1 if config.micro_batch in (None, config.input.batch_size) else 2
-    trained = (abstract,) + (abstract.params,) * gradients
+    # The gradients are like the parameters.  Micro-batches hold them twice, but a mesh that
+    # depended on micro_batch=auto would be another after a restart, when that is a number.
+    trained = (abstract, abstract.params)
     axes["fsdp"] = mesh_lib.choose_fsdp(
         devices, tensor=axes["tensor"], width=width, device_bytes=device_bytes,
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trained)),

@@ -5,7 +5,7 @@ import os
 import time
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoint import manifest, recovery
+from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.micro_batch import sizes
@@ -85,22 +85,19 @@ def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:
   } | more
 
 
-def check_not_lost(run) -> None:
+def check_not_lost(checkpoints) -> None:
   """Asked where no good checkpoint was found: is it because all were damaged?
+
+  Args:
+    checkpoints: `Checkpoints` or `Tiers`.
 
   Raises:
     CheckpointError: yes; from the beginning the run would overwrite its metrics.
   """
-  def lost() -> int:
-    try:
-      return recovery.is_lost(run.checkpoints)
-    except OSError as error:
-      raise CheckpointError(f"{run.checkpoints} cannot be read: {error}") from error
-
-  if decided_by_first(lost, "whether the checkpoints are lost"):
+  if decided_by_first(checkpoints.is_lost, "whether the checkpoints are lost"):
     raise CheckpointError(
-        f"All checkpoints in {run.checkpoints} are damaged (STEP.corrupt): copy one there from"
-        " where it is intact, or begin another run; to begin this one from step 0, delete them"
+        f"All checkpoints in {checkpoints.directory} are damaged (STEP.corrupt): copy one there"
+        " from where it is intact, or begin another run; to begin this one from step 0, delete them"
     )
 
 

@@ -118,7 +118,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       print("resume: without config.checkpoint.local what was not copied from there is left out")
     notes, last_step = checkpoints.recover(strict=strict) if info else ([], None)
     if last_step is None:
-      resume.check_not_lost(run)
+      resume.check_not_lost(checkpoints)
     parent = fork.find_parent(config, info) if last_step is None else None
     config = fork.inherit(config, parent)
     pretrained = None

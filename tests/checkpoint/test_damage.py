@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from small_saves import make, save
 
-from vit_jax.checkpoint import manifest, recovery
+from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import CheckpointError
 
@@ -307,6 +307,8 @@ def as_nobody():
 def test_what_may_not_be_read_is_not_damaged(open_to_all, name, strict):
   """Nothing is set aside or removed: it may all be as it was."""
   files, withdrawn = files_of(open_to_all), (open_to_all / "20" / name).resolve()
+  with as_nobody(), Checkpoints(open_to_all) as checkpoints:
+    assert checkpoints.recover().step == 20
   withdrawn.chmod(0)
   with as_nobody(), Checkpoints(open_to_all) as checkpoints:
     with pytest.raises(CheckpointError, match="cannot be put in order: .*Permission denied"):
@@ -329,11 +331,11 @@ def test_a_link_to_nothing_is_not_an_empty_directory(directory, tmp_path):
 
 
 def test_lost_is_where_all_were_set_aside(directory):
-  assert not recovery.is_lost(directory)
-  for step in ("10", "20"):
-    flip(directory / step / "manifest.json", 5)
   with Checkpoints(directory) as checkpoints:
+    assert not checkpoints.is_lost()
+    for step in ("10", "20"):
+      flip(directory / step / "manifest.json", 5)
     assert checkpoints.recover().step is None
-  assert recovery.is_lost(directory)
-  shutil.rmtree(directory)
-  assert not recovery.is_lost(directory)
+    assert checkpoints.is_lost()
+    shutil.rmtree(directory)
+    assert not checkpoints.is_lost()

@@ -146,6 +146,15 @@ def test_a_step_that_a_kill_left_uncopied_is_restored_and_copied(run):
     assert manifest.problems(run.remote / "2") == []
 
 
+def test_lost_is_what_was_damaged_in_either(run):
+  saved(run, 1)
+  with run.start() as tiers:
+    assert not tiers.is_lost()
+    (run.local / "1" / "manifest.json").write_text("x")
+    assert tiers.local.recover().step is None
+    assert tiers.is_lost()
+
+
 @pytest.mark.parametrize("tier", ["local", "remote"])
 def test_strict_refuses_what_is_damaged_in_either(run, tier):
   saved(run, 1, 2)

@@ -1,6 +1,8 @@
 """Counting what could not be read."""
 
 import json
+import resource
+import signal
 import threading
 
 import pytest
@@ -69,6 +71,25 @@ def test_a_share_at_the_limit_is_allowed():
     watch.add(10, [("a.jpg", "torn")])
   with pytest.raises(DataError, match="301 of 3001"):
     watch.add(1, [("a.jpg", "torn")])
+
+
+def test_what_a_full_disk_took_of_a_line_is_taken_back(tmp_path, capsys):
+  """Else the next would follow in the same line, which nobody could read."""
+  file = tmp_path / "bad_records.jsonl"
+  bad = BadRecords(file)
+  bad.add("a.jpg", "truncated")
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+    bad.add("b.jpg", "truncated")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+  assert "cannot be written: File too large" in capsys.readouterr().err
+  assert BadRecords(file).count == 1
+  bad.add("c.jpg", "truncated")
+  assert BadRecords(file).count == 3
 
 
 def test_a_disk_that_takes_no_list_ends_nothing(tmp_path, capsys):

@@ -216,6 +216,8 @@ def test_other_verbs_print_and_run_the_same(verb, cluster):
          "--chips-per-host is '2'", "2x4 has 4 or 8 chips"),
         (["run", "vit", "--image=i", "--tpu=v5p", "--topology=4x4x4", "--chips-per-host=8", *TRAIN],
          "--chips-per-host is '8'", "4x4x4 has 4 chips"),
+        (["run", "vit", "--image=i", "--tpu=v4", "--topology=2x2x1", "--chips-per-host=2", *TRAIN],
+         "--chips-per-host is '2'", "2x2x1 has 4 chips"),
         ([*TPU, "--gpus=8", *TRAIN], "--gpus does not go", "--tpu, or --gpus"),
         ([*GPU, "--slices=2", *TRAIN], "--slices does not go", "--tpu, or --gpus"),
         (["run", "vit", "--image=i", "--gpus=8"], "--gpu is missing", "--gpu=VALUE"),

@@ -191,6 +191,8 @@ def test_where_a_worker_runs_no_other_gets_other_code(other, worker):
     for path in sorted(installed.iterdir()):
       archive.add(path, path.name)
   (installed / "vit_jax" / "__pycache__").mkdir()
+  (worker.home / "vit_jax.new" / "configs").mkdir(parents=True)
+  (worker.home / "vit_jax.new" / "configs" / "of_an_earlier_checkout.py").touch()
   os.utime(installed / "configs" / "a.py", (0, 0))
   if other:
     (installed / "vit_jax" / "models" / "a.py").write_text("3\n")

@@ -122,6 +122,8 @@ class Checkpoints:
         self._saved[step] = retention.Saved.of(manifest.read(self._path(step)))
       except CheckpointError:
         self._saved[step] = retention.Saved()  # It cannot win; whoever restores the step is told.
+      except OSError as error:
+        raise self._failed_to_read(step, error) from error
     return {step: self._saved[step] for step in steps}
 
   def retain(self) -> None:
@@ -142,12 +144,11 @@ class Checkpoints:
       print(f"warning: no old checkpoint was deleted: {error}", file=sys.stderr, flush=True)
       return
     for step in self.policy.superfluous(saved):
+      del self._saved[step]  # what stays is read again
       try:
         retention.delete(self._path(step))
       except OSError as error:
         print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
-      else:
-        del self._saved[step]
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.
@@ -295,6 +296,13 @@ class Checkpoints:
       self._orbax.reload()
       self._known = set(self._orbax.all_steps())
     return recovery.Recovery(notes, None if newest < 0 else newest)
+
+  def is_lost(self) -> bool:
+    """Whether there are only steps that were set aside; CheckpointError if that cannot be seen."""
+    try:
+      return recovery.is_lost(self.directory)
+    except OSError as error:
+      raise CheckpointError(f"{self.directory} cannot be read: {reason(error)}") from error
 
   def verify(self, step: int) -> list[str]:
     """What is wrong with a step's files, one line each; empty when every byte is as written."""
@@ -481,10 +489,14 @@ class Checkpoints:
     def check() -> int:
       if step in self._fetched:
         return 0
-      if not manifest.exists(path):
+      try:
+        committed, problems = manifest.exists(path), self.verify(step)
+      except OSError as error:
+        raise self._failed_to_read(step, error) from error
+      if not committed:
         have = ", ".join(map(str, self.steps())) or "none"
         raise CheckpointError(f"{path} is no committed checkpoint; committed steps: {have}")
-      if problems := self.verify(step):
+      if problems:
         raise CheckpointError(
             f"{path} is damaged: {recovery.summary(problems)}. Restore an earlier step of"
             f" {self.steps()}, or copy the checkpoint again from where it came"

@@ -155,6 +155,10 @@ class Tiers:
     found = [step for step in (near, far) if step is not None]
     return recovery.Recovery(self._notes + notes + more, max(found, default=None))
 
+  def is_lost(self) -> bool:
+    """As `Checkpoints.is_lost`, of either."""
+    return self.local.is_lost() or self.remote.is_lost()
+
   def has(self, step: int, name: str) -> bool:
     """As `Checkpoints.has`."""
     return self._holder(step).has(step, name)

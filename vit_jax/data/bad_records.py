@@ -52,20 +52,19 @@ class BadRecords:
   def close(self) -> None:
     """Writes what a bucket has not been given yet, or what a disk did not take."""
     with self._lock:
-      self._write()
-      if self._segments is not None:
-        self._segments.close()
+      self._write(last=True)
 
-  def _write(self) -> None:
+  def _write(self, *, last: bool = False) -> None:
     """Lists what waits; what cannot be written is said, once, and waits for the next time."""
     try:
       if self._segments is not None:
         text, self._unwritten = self._unwritten, ""  # it keeps what it cannot give away
         if text:
           self._segments.write(text)
+        if last:
+          self._segments.close()
       elif self._file is not None and self._unwritten:
-        with self._file.open("a") as file:
-          file.write(self._unwritten)
+        _append(self._file, self._unwritten)
     except OSError as error:
       if not self._failed:
         print(
@@ -114,6 +113,19 @@ class Watch:
           f"config.input.max_bad_fraction={limit:g} allows; the first: {first}. Repair or remove "
           "them, or raise that limit"
       )
+
+
+def _append(file, text: str) -> None:
+  """All of a text or, where the disk has no room for it, nothing."""
+  with open(file, "ab", buffering=0) as stream:
+    before = stream.seek(0, os.SEEK_END)
+    content = text.encode()
+    try:
+      while content:
+        content = content[stream.write(content):]
+    except OSError:
+      stream.truncate(before)
+      raise
 
 
 def _read(file) -> list[str]:

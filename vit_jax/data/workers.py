@@ -28,6 +28,7 @@ def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[dict[str, np.nd
 
   Raises:
     WorkerLost: from `next`, a worker was killed; nothing that follows can be relied on.
+    DataError: likewise, it could not work.
     Whatever the data set raises, from `next`.
   """
   if not flags.FLAGS.is_parsed():  # Grain reads flags, which only absl's own main would parse
@@ -55,7 +56,7 @@ class _Workers:
     except RuntimeError as error:
       if "terminated unexpectedly" not in str(error):
         raise
-      raise WorkerLost(_death(str(error))) from error
+      raise _death(str(error)) from error
     return {key: _anonymous(value) for key, value in element.items()}
 
   def close(self) -> None:
@@ -73,8 +74,8 @@ def _anonymous(array: np.ndarray) -> np.ndarray:
   return np.asarray(array)
 
 
-def _death(said: str) -> str:
-  """What to tell of a dead worker; `said` is Grain's message, with the exit code."""
+def _death(said: str) -> DataError:
+  """What a dead worker comes to; `said` is Grain's message, with the exit code."""
   code = next((int(word.rstrip(".")) for word in said.split() if _is_number(word)), None)
   if code is not None and code < 0:
     how = f"was killed by {_signal_name(-code)}"
@@ -84,7 +85,9 @@ def _death(said: str) -> str:
     advice = "/dev/shm is too small for the batches (docker run --shm-size=8g enlarges it)"
   else:
     advice = "perhaps for want of memory: lower config.input.workers if it happens again"
-  return (
+  # What is not for want of this process's own means may be better the next time.
+  kind = WorkerLost if code is not None and code < 0 and code != -signal.SIGBUS else DataError
+  return kind(
       f"a worker process of the input {how}, {advice}. No batch is lost or changed: the same "
       "command continues from the last checkpoint"
   )

@@ -32,7 +32,7 @@ def forgiving_stderr() -> Iterator[None]:
   Where it is a file, as under nohup, its disk may be full; where it is a pipe, its reader may have
   left.  Neither is a reason to end a run, or to end it with another exit code.
   """
-  with contextlib.redirect_stderr(_Forgiving(sys.stderr)):
+  with contextlib.redirect_stderr(sys.stderr and _Forgiving(sys.stderr)):
     yield
 
 
@@ -43,12 +43,13 @@ def forgiving_stdout() -> Iterator[None]:
   What it could not take is dropped at the end, for else Python would try once more when it leaves,
   and leave with 120.
   """
-  stream = sys.stdout
-  with contextlib.redirect_stdout(_Forgiving(stream)):
+  stream = sys.stdout  # None where it was closed
+  with contextlib.redirect_stdout(stream and _Forgiving(stream)):
     try:
       yield
     finally:
       try:
-        stream.flush()
+        if stream is not None:
+          stream.flush()
       except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -46,7 +46,8 @@ def executed(text: str) -> Iterator[tuple[Instruction, int, bool]]:
       # The second half of an asynchronous pair names what the first has called.
       if not instruction.opcode.endswith(("-done", "-update")):
         for called, factor in _calls(instruction, computations):
-          yield from walk(called, times * (factor or 1), known and factor is not None)
+          yield from walk(called, times if factor is None else times * factor,
+                          known and factor is not None)
 
   return walk(entry, 1, True)
 

@@ -118,8 +118,9 @@ def _keep_alive(connection: socket.socket) -> None:
 
 def _end(lost: str, code: int) -> None:
   """Ends this process at once: its other threads may wait for the lost one for ever."""
-  # One write, because the main thread may be saying something, too.
-  os.write(2, " ".join(f"vit-jax: {lost}".split()).encode() + b"\n")
   with contextlib.suppress(OSError, ValueError):  # a full disk, a reader that has left
+    # One write, because the main thread may be saying something, too.
+    os.write(2, " ".join(f"vit-jax: {lost}".split()).encode() + b"\n")
+  with contextlib.suppress(OSError, ValueError):
     sys.stdout.flush()
   os._exit(code)

@@ -62,10 +62,11 @@ def start(
   if cluster is None:
     return
   _let_only_the_first_speak(cluster.process)
-  print(
-      f"processes: {cluster.processes}, by {cluster.origin}, coordinator {cluster.coordinator}",
-      flush=True,
-  )
+  with contextlib.suppress(OSError):  # a full disk, a reader that has left
+    print(
+        f"processes: {cluster.processes}, by {cluster.origin}, coordinator {cluster.coordinator}",
+        flush=True,
+    )
   global _peers
   _peers = Peers(cluster, rendezvous.meet(cluster, timeout=timeout, command=command or {}))
   # Before JAX waits for the others.
