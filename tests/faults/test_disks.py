@@ -70,10 +70,10 @@ def test_a_save_that_fails_behind_the_training_is_said_at_the_next_step(
   """Step 2 is written while step 3 is trained, and cannot be committed."""
   said, write, check = [], manifest.write, Saves.check
 
-  def hindered(directory, content):
+  def hindered(directory, content, **more):
     if directory.name == "2":
       (directory / f"{manifest.NAME}.tmp").mkdir()
-    write(directory, content)
+    write(directory, content, **more)
 
   def after_the_save(saves):
     if saves._checkpoints.saving:
