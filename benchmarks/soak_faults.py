@@ -137,14 +137,14 @@ def truncated(run, dice):
 
 def missing(run, dice):
   """SIGKILL, a file of the newest checkpoint deleted"""
-  file = _file_of_newest(run, dice, but="manifest.json")  # without it a step is none
+  file = _file_of_newest(run, dice)
   file.unlink()
   return _named(run, file)
 
 
 def extra(run, dice):
   """SIGKILL, a file added to the newest checkpoint"""
-  file = _file_of_newest(run, dice, but="manifest.json")
+  file = _file_of_newest(run, dice)
   return _named(run, shutil.copy(file, file.with_name("extra")))
 
 
@@ -156,12 +156,12 @@ KINDS = {kind.__name__: kind for kind in (
 DAMAGES = ("flipped", "truncated", "missing", "extra")
 
 
-def _file_of_newest(run, dice, *, but: str = "") -> pathlib.Path:
+def _file_of_newest(run, dice) -> pathlib.Path:
   """Kills the run and draws a file that is not empty; half of the time any byte is as likely."""
   run.kill()
   run.damaged = max(run.committed())
   files = [path for path in sorted(run.checkpoint(run.damaged).rglob("*"))
-           if path.is_file() and path.stat().st_size and path.name != but]
+           if path.is_file() and path.stat().st_size]
   sizes = [path.stat().st_size for path in files]
   return dice.choices(files, dice.choice([sizes, None]))[0]
 

@@ -161,7 +161,8 @@ class Run:
     """Whether a step is being written: it is there, under whatever name, without a manifest."""
     with contextlib.suppress(FileNotFoundError):
       return any(not (path / "manifest.json").exists()
-                 for path in (self.directory / "checkpoints").iterdir() if path.name[0].isdigit())
+                 for path in (self.directory / "checkpoints").iterdir()
+                 if path.is_dir() and ".corrupt" not in path.name)
     return False
 
   def _ended(self) -> int:

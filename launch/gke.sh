@@ -78,7 +78,11 @@ check_tpu() {
   done
   check_count slices 1
   check_count chips-per-host $((chips <= all_on_one ? chips : 4))
-  if ((chips < 4)); then machines=$chips; elif ((chips == all_on_one && chips > 4)); then machines="4|$chips"; fi
+  if ((chips < 4)); then
+    machines=$chips
+  elif ((chips == all_on_one && chips > 4)); then
+    machines="4|$chips"
+  fi
   check_pattern --chips-per-host "${option[chips-per-host]}" "$machines" \
     "a machine of ${option[tpu]} ${option[topology]} has ${machines/|/ or } chips"
   replicas=${option[slices]} devices=${option[chips-per-host]}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.checkpoint.recovery import set_aside
 from vit_jax.checkpoint.retention import Every, Policy
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.cli import main
@@ -70,7 +71,11 @@ def damage(run, step) -> str:
 
 
 def steps(run) -> list[str]:
-  return sorted(path.name for path in run.checkpoints.iterdir())
+  """Names of directories; each step that was not set aside has its mark, and nothing else has."""
+  names = sorted(path.name for path in run.checkpoints.iterdir())
+  found = [name for name in names if not name.endswith(".committed")]
+  assert sorted(set(names) - set(found)) == [f"{n}.committed" for n in found if n.isdigit()]
+  return found
 
 
 def test_list(run, verb):
@@ -126,6 +131,11 @@ def test_verify(run, verb):
       f"step 20: DAMAGED: _CHECKPOINT_METADATA: missing; {second}: its content has changed"
   )
   assert verb("verify", "--step=40")[0] == 0 and verb("verify", "--step=20")[0] == 5
+  (run.checkpoints / "40" / "manifest.json").unlink()
+  code, out, _ = verb("verify", "--step=40")
+  assert code == 5 and "step 40: DAMAGED: " in out and "manifest.json cannot be read" in out
+  rows = {row["step"]: row["state"] for row in json.loads(verb("list", "--json")[1])}
+  assert rows[40] == "damaged"
   code, _, err = verb("verify", "--step=99")
   assert code == 2 and "is no committed checkpoint" in err
 
@@ -149,7 +159,7 @@ def test_prune_of_a_run_whose_policy_was_not_recorded(run, verb):
 def test_prune_keeps_the_newest_good_one(run, verb):
   name = damage(run, 50)
   damage(run, 40)
-  (run.checkpoints / "20").rename(run.checkpoints / "20.corrupt")
+  set_aside(run.checkpoints / "20")
   code, out, err = verb("prune", "--keep-latest=1", "--quarantined")
   assert code == 0 and f"step 50 is damaged ({name}: its content has changed)" in err
   # 30 is the newest good one, 10 now the best.

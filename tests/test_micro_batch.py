@@ -127,7 +127,7 @@ def test_the_largest_that_fits():
     return needed[size]
 
   found = micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=500)
-  assert found == (16, 300) and asked[0] == 64
+  assert found == (16, 300) and asked == [64, 16, 32]  # the whole batch, then bisected
   assert micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=1000)[0] == 64
   with pytest.raises(ConfigError, match="is the smallest of config.input.batch_size 64"):
     micro_batch.largest_that_fits(ask, batch_size=64, data_shards=8, available=200)

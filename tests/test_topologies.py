@@ -34,7 +34,7 @@ CASES = {
     "B/16 v6e:8x8": ("vit_i21k:B/16", "v6e:8x8", QUICK | {"input.batch_size": "2048"}),
     "L/16 v5e:16x16": ("vit_i21k:L/16", "v5e:16x16", {}),
     "H/14 v5p:8x8x8": ("vit_i21k:H/14", "v5p:8x8x8", {"mesh.fsdp": "16"}),
-    "B/16 tpu7x:2x2x4": ("vit_i21k:B/16", "tpu7x:2x2x4", QUICK | {"input.batch_size": "1024"}),
+    "B/16 tpu7x:2x2x1": ("vit_i21k:B/16", "tpu7x:2x2x1", QUICK | {"input.batch_size": "256"}),
 }
 
 

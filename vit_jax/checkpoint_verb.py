@@ -5,17 +5,16 @@ import datetime
 import json
 import pathlib
 import re
-import sys
 import time
 from typing import NamedTuple
 
 from etils import epath
 
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import manifest, recovery
+from vit_jax.checkpoint import commit, manifest, recovery
 from vit_jax.checkpoint.retention import Every, Policy, Saved, delete
 from vit_jax.checkpoint.run import RunDirectory
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, warn
 
 _OPTIONS = {
     "json": "list", "step": "verify", "keep_latest": "prune", "dry_run": "prune",
@@ -162,7 +161,7 @@ def verify(directory: RunDirectory, step: int | None) -> int:
     began = time.monotonic()
     try:
       problems = manifest.problems(entry.path)
-      gone = bool(problems) and not manifest.exists(entry.path) and entry.state == "committed"
+      gone = bool(problems) and not commit.is_committed(entry.path)
     except OSError as error:
       print(f"step {entry.step}: CANNOT BE READ: {error.strerror or error}", flush=True)
       damaged += 1
@@ -216,9 +215,9 @@ def _newest_good(committed: dict[int, Entry], directory: RunDirectory) -> int | 
     problems = manifest.problems(committed[step].path)
     if not problems:
       return step
-    print(
-        f"warning: step {step} is damaged ({recovery.summary(problems)}) and left alone: training"
-        " sets it aside", file=sys.stderr, flush=True,
+    warn(
+        f"step {step} is damaged ({recovery.summary(problems)}) and left alone: training sets it"
+        " aside"
     )
   if committed:
     raise CheckpointError(
@@ -231,10 +230,7 @@ def _newest_good(committed: dict[int, Entry], directory: RunDirectory) -> int | 
 def _remove(entry: Entry) -> None:
   """Deletes an entry's directory; raises CheckpointError where it cannot."""
   try:
-    if manifest.exists(entry.path):
-      delete(entry.path)
-    else:
-      entry.path.rmtree()
+    delete(entry.path)
   except OSError as error:
     raise CheckpointError(
         f"{entry.path} was not deleted: {error.strerror or error}. Make it writable for this user"
@@ -248,11 +244,11 @@ def _state(path: epath.Path, suffix: str | None) -> tuple[str, dict]:
   if suffix:
     return "uncommitted", {}
   try:
-    if not manifest.exists(path):
+    if not commit.is_committed(path):
       return "uncommitted", {}
     return "committed", manifest.read(path)
   except CheckpointError:  # a run in progress may have deleted it just now
-    return "damaged" if manifest.exists(path) else "uncommitted", {}
+    return "damaged" if commit.is_committed(path) else "uncommitted", {}
   except OSError:
     return "unreadable", {}
 

@@ -16,7 +16,7 @@ import traceback
 from vit_jax import __version__
 from vit_jax.interop.targets import TARGETS
 from vit_jax.errors import CheckpointError, ConfigError, VitJaxError, redacted
-from vit_jax.observe.stderr import forgiving_stderr, forgiving_stdout
+from vit_jax.observe.output import forgiving_stderr, forgiving_stdout
 
 # Of `data.prepare.run`, which is not imported for --help.
 _SOURCES = ("imagefolder", "tar", "webdataset", "parquet", "imagenet", "tfds")

@@ -1,4 +1,4 @@
-"""What goes wrong, and the exit code that says so.
+"""What goes wrong, and the exit code that says so; or, where it ends nothing, the warning.
 
 Every error a user can cause or meet is one of these; `cli.py` prints its text as one
 paragraph and leaves with its code.  The text names what is wrong, where, and how to fix it.
@@ -6,6 +6,7 @@ paragraph and leaves with its code.  The text names what is wrong, where, and ho
 
 import os
 import re
+import sys
 
 # What lets its reader in: a URL's user and password, its query (signatures), well-known tokens.
 _USER = re.compile(r"(\w[\w+.-]*://)[^\s/@'\"<>]+@")
@@ -25,6 +26,11 @@ def redacted(text: str) -> str:
       text = text.replace(value, f"${name}")
   text = _QUERY.sub(r"\1...", _USER.sub(r"\1...@", text))
   return _TOKEN.sub("...", text)
+
+
+def warn(text: str) -> None:
+  """Tells whoever watches, on stderr, what went wrong and ends nothing."""
+  print(f"warning: {redacted(text)}", file=sys.stderr, flush=True)
 
 
 class VitJaxError(Exception):

@@ -5,7 +5,7 @@ import os
 import time
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint import commit, manifest
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.micro_batch import sizes
@@ -96,8 +96,9 @@ def check_not_lost(checkpoints) -> None:
   """
   if decided_by_first(checkpoints.is_lost, "whether the checkpoints are lost"):
     raise CheckpointError(
-        f"All checkpoints in {checkpoints.directory} are damaged (STEP.corrupt): copy one there"
-        " from where it is intact, or begin another run; to begin this one from step 0, delete them"
+        f"All checkpoints in {checkpoints.directory} are damaged (STEP.corrupt) or gone"
+        " (STEP.committed without STEP): copy one there from where it is intact, or begin another"
+        " run; to begin this one from step 0, delete what is left there"
     )
 
 
@@ -111,7 +112,7 @@ def is_complete(run, info: dict) -> bool:
 
   def good() -> int:
     try:
-      return manifest.exists(last) and not manifest.problems(last)
+      return commit.is_committed(last) and not manifest.problems(last)
     except OSError as error:
       raise CheckpointError(f"{last} cannot be read: {error}") from error
 

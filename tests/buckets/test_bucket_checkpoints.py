@@ -45,8 +45,13 @@ def restored(checkpoints, step):
 
 
 def steps_in(emulator, bucket):
+  """The names of directories; marks are there of the steps with a manifest, and of no other."""
   names = emulator.names(bucket, "run/checkpoints/")
-  return sorted({name.split("/")[2] for name in names})
+  found = {name.split("/")[2] for name in names}
+  marks = {name for name in found if name.endswith(".committed")}
+  steps = {name for name in found if f"run/checkpoints/{name}/manifest.json" in names}
+  assert marks == {f"{name}.committed" for name in steps if name.isdigit()}
+  return sorted(found - marks)
 
 
 def some_data(emulator, bucket, step):
@@ -159,11 +164,23 @@ def test_what_was_never_committed_goes(emulator, bucket, directory):
     save(checkpoints, 10)
     save(checkpoints, 20)
     emulator.remove(bucket, "run/checkpoints/20/manifest.json")
+    assert checkpoints.steps() == [10, 20]  # lost
+    emulator.remove(bucket, "run/checkpoints/20.committed")
     emulator.put(bucket, "run/checkpoints/30/params/d/x", b"1")  # Orbax was killed in the middle
     assert checkpoints.steps() == [10]
     notes, step = checkpoints.recover()
     assert step == 10 and len(notes) == 2 and steps_in(emulator, bucket) == ["10"]
     assert save(checkpoints, 11) and checkpoints.steps() == [10, 11]
+
+
+def test_a_lost_manifest_is_damage(emulator, bucket, directory):
+  with Checkpoints(directory, keep_latest=3) as checkpoints:
+    save(checkpoints, 10)
+    save(checkpoints, 20)
+    emulator.remove(bucket, "run/checkpoints/20/manifest.json")
+    (note,), step = checkpoints.recover()
+    assert step == 10 and "manifest.json cannot be read" in note and "20.corrupt" in note
+    assert save(checkpoints, 20) and steps_in(emulator, bucket) == ["10", "20", "20.corrupt"]
 
 
 def test_a_bucket_that_does_not_answer_is_no_damage(emulator, bucket, directory, hasty):

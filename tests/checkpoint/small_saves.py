@@ -17,6 +17,15 @@ def save(checkpoints, step: int, rows: int) -> bool:
   return checkpoints.save(step, params=state, training=state, meta=meta)
 
 
+def listed(directory) -> list[str]:
+  """The names in a directory of checkpoints, but for the marks, which are those of its steps."""
+  names = sorted(path.name for path in directory.iterdir())
+  marks = [name for name in names if name.endswith(".committed")]
+  steps = [name for name in names if (directory / name / "manifest.json").exists()]
+  assert marks == [f"{name}.committed" for name in steps if name.isdigit()]
+  return [name for name in names if name not in marks]
+
+
 def block(directory) -> None:
   """A file takes the place of a directory."""
   directory.rename(directory.with_name("away"))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_saves import make, save
+from small_saves import listed, make, save
 
 from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.manager import Checkpoints
@@ -106,8 +106,7 @@ def test_training_goes_on_below_a_damaged_step(directory):
     flip(files_of(directory / "20")[3], 0)
     assert checkpoints.recover().step == 15  # Orbax's own view of the steps follows.
     assert save(checkpoints, 18, 4)
-  names = sorted(path.name for path in directory.iterdir())
-  assert names == ["15", "18", "20.corrupt", "20.corrupt2"]
+  assert listed(directory) == ["15", "18", "20.corrupt", "20.corrupt2"]
 
 
 def test_strict_goes_on_from_no_older_step(directory):
@@ -135,6 +134,7 @@ def test_without_any_good_step(directory):
 
 
 def test_what_was_never_committed_goes(directory):
+  (directory / "20.committed").unlink()
   (directory / "20" / "manifest.json").unlink()
   (directory / "30.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
   (directory / "notes.txt").write_text("mine")
@@ -142,8 +142,72 @@ def test_what_was_never_committed_goes(directory):
     assert checkpoints.steps() == [10] and checkpoints.latest() == 10
     notes, step = checkpoints.recover()
     assert step == 10 and len(notes) == 2
-    assert sorted(path.name for path in directory.iterdir()) == ["10", "notes.txt"]
+    assert listed(directory) == ["10", "notes.txt"]
     assert save(checkpoints, 11, 4)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_lost_manifest_is_damage(directory, strict):
+  """Not the end of an interrupted save: of a single step all would be lost without a word."""
+  (directory / "20" / "manifest.json").unlink()
+  with Checkpoints(directory) as checkpoints:
+    assert checkpoints.steps() == [10, 20]
+    with pytest.raises(CheckpointError, match="20 is damaged: .*manifest.json cannot be read"):
+      checkpoints.restore_params(20)
+    if strict:
+      with pytest.raises(CheckpointError, match="Step 20, the newest .*manifest.json cannot be"):
+        checkpoints.recover(strict=True)
+      assert checkpoints.steps() == [10, 20]
+      return
+    (note,), step = checkpoints.recover()
+    assert step == 10 and "manifest.json cannot be read" in note and "20.corrupt" in note
+    assert save(checkpoints, 20, 4)
+  assert listed(directory) == ["20", "20.corrupt"]
+
+
+def test_a_lost_step_is_said(directory):
+  shutil.rmtree(directory / "20")
+  with Checkpoints(directory, keep_latest=2) as checkpoints:
+    with pytest.raises(CheckpointError, match="Step 20, the newest .*, is gone, and --strict"):
+      checkpoints.recover(strict=True)
+    (note,), step = checkpoints.recover()
+    assert step == 10 and note == f"Step 20 was committed in {directory}, and is gone."
+    assert checkpoints.recover(strict=True) == ([], 10) and save(checkpoints, 20, 4)
+  assert listed(directory) == ["10", "20"]
+
+
+def test_all_lost_is_no_new_directory(directory):
+  for step in ("10", "20"):
+    shutil.rmtree(directory / step)
+  with Checkpoints(directory) as checkpoints:
+    for _ in range(2):
+      notes, step = checkpoints.recover()
+      assert len(notes) == 2 and step is None and checkpoints.is_lost()
+
+
+def test_steps_without_a_mark_get_one(directory):
+  """As after a kill between manifest and mark, and in runs of versions that knew no marks."""
+  for step in ("10", "20"):
+    (directory / f"{step}.committed").unlink()
+  with Checkpoints(directory, keep_latest=2) as checkpoints:
+    assert checkpoints.steps() == [10, 20] and checkpoints.recover() == ([], 20)
+  assert listed(directory) == ["10", "20"]
+
+
+def test_a_mark_that_a_kill_left_of_what_was_set_aside_goes(directory):
+  (directory / "20").rename(directory / "20.corrupt")
+  with Checkpoints(directory) as checkpoints:
+    assert checkpoints.recover() == ([], 10)
+  assert listed(directory) == ["10", "20.corrupt"]
+
+
+def test_a_disk_without_room_for_the_mark_takes_the_step(tmp_path):
+  (tmp_path / "10.committed").mkdir()
+  with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+    save(checkpoints, 10, 4)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10]
+    restore(checkpoints, 10)
 
 
 def test_a_vanished_directory_is_a_checkpoint_error(directory):
@@ -212,7 +276,7 @@ def test_sigkill_in_the_middle_of_saves_loses_nothing_committed(tmp_path):
     committed = Checkpoints(tmp_path, read_only=True).steps()
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.recover().step == max(committed)
-  assert all(path.name.isdigit() for path in tmp_path.iterdir())
+  assert all(name.isdigit() for name in listed(tmp_path))
 
 
 FILL_THE_DISK = """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small_saves import listed
 
 from vit_jax.checkpoint.processes import _who
 
@@ -76,7 +77,7 @@ def test_process_0_decides_and_the_others_follow(tmp_path):
   ]
   said = [process.communicate(timeout=90)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3", "4", "4.corrupt"]
+  assert listed(tmp_path) == ["1", "3", "4", "4.corrupt"]
 
 
 ABSENT = """

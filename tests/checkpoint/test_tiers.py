@@ -133,12 +133,14 @@ def test_the_newest_good_of_both_is_restored(run, lost):
 def test_a_step_that_a_kill_left_uncopied_is_restored_and_copied(run):
   saved(run, 1, 2)
   shutil.rmtree(run.remote / "2")  # as if killed before
+  (run.remote / "2.committed").unlink()
   with run.start() as tiers:
     assert tiers.recover() == ([], 2)
     assert restored(tiers, 2)
     settle(tiers)
     assert run.steps() == ([2], [1, 2])
   (run.remote / "2" / manifest.NAME).unlink()  # in the middle of the copy
+  (run.remote / "2.committed").unlink()
   with run.start() as tiers:
     (note,), step = tiers.recover()
     assert step == 2 and "whose save never finished" in note

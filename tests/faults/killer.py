@@ -160,7 +160,8 @@ def saving(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint is being written: there is a step without its manifest."""
   with contextlib.suppress(FileNotFoundError):
     return any(not (step / "manifest.json").exists()
-               for step in (workdir / "checkpoints").iterdir() if step.name[0].isdigit())
+               for step in (workdir / "checkpoints").iterdir()
+               if step.is_dir() and ".corrupt" not in step.name)
   return False
 
 

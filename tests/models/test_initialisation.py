@@ -1,9 +1,8 @@
 """New parameters, one by one, are from the distributions of Google's ViT.
 
-Read from vit_jax/models_vit.py of google-research/vision_transformer (and models/vit.py of
-google-research/big_vision, for GAP and MAP): Glorot-uniform kernels in attention and MLP, whose
-biases have a deviation of 1e-6; LeCun-normal patches and pre_logits; positions of 0.02; the class
-token, attention's biases and the head start at 0.
+Read from vit_jax/models_vit.py of google-research/vision_transformer: Glorot-uniform kernels in
+attention and MLP, whose biases have a deviation of 1e-6; LeCun-normal patches and pre_logits, by
+flax's default; positions of 0.02; the class token, attention's biases and the head start at 0.
 """
 
 import jax

@@ -14,11 +14,11 @@ from typing import Callable, Iterator
 from etils import epath
 
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import manifest, recovery, retention
+from vit_jax.checkpoint import commit, manifest, recovery, retention
 from vit_jax.checkpoint.manager import Checkpoints, reason
 from vit_jax.checkpoint.paths import Home
-from vit_jax.checkpoint.retry import Attempts, say
-from vit_jax.errors import CheckpointError, WriteFailed
+from vit_jax.checkpoint.retry import Attempts
+from vit_jax.errors import CheckpointError, warn, WriteFailed
 
 _AT_ONCE = 4  # files
 
@@ -147,7 +147,7 @@ class Copier:
         try:
           retention.delete(self._local.directory / str(step))
         except OSError as error:
-          say(f"an old checkpoint was not deleted: {error}")
+          warn(f"an old checkpoint was not deleted: {error}")
     return max(missing, default=None)
 
   def _copy(self, step: int) -> None:
@@ -156,7 +156,7 @@ class Copier:
     with _failing(f"Copying {source} to {target}"):
       self._home.check()
       self._confirm_owner()
-      if manifest.exists(target):
+      if commit.is_committed(target):
         return  # there when it could not be listed
       if target.exists():
         target.rmtree()
@@ -166,9 +166,9 @@ class Copier:
         if not (problems := manifest.problems(source)):
           raise
         aside = recovery.set_aside(source)
-        say(
+        warn(
             f"{source} is damaged ({recovery.summary(problems)}) and was not copied: it is {aside}"
-            " now, and training goes on"
+            " now, and training goes on."
         )
         if target.exists():
           target.rmtree()
@@ -185,6 +185,7 @@ class Copier:
     with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
       list(pool.map(copy, files))
     manifest.write(target, content, copy_of=files, confirm_owner=self._confirm_owner)
+    commit.mark(target)
 
 
 @contextlib.contextmanager

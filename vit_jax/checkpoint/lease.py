@@ -17,7 +17,7 @@ import uuid
 
 from vit_jax.bucket.failures import as_os_errors
 from vit_jax.bucket.path import BucketPath, files
-from vit_jax.errors import ConfigError
+from vit_jax.errors import ConfigError, warn
 
 _SECONDS = 60.0  # without a renewal, after which a lease is anybody's
 _RENEWED = 15.0  # seconds between renewals
@@ -71,7 +71,7 @@ class Lease:
       try:
         self._delete()
       except OSError as error:  # it runs out by itself
-        print(f"warning: {self._path} is left over: {error}", file=sys.stderr, flush=True)
+        warn(f"{self._path} is left over: {error}")
 
   def check(self) -> None:
     """Raises ConfigError once another process has the lease; asks only after a long silence."""
@@ -136,7 +136,7 @@ class Lease:
       try:
         self._renew()
       except OSError as error:  # the next turn may succeed
-        print(f"warning: {self._path} was not renewed: {error}", file=sys.stderr, flush=True)
+        warn(f"{self._path} was not renewed: {error}")
 
   def _read(self) -> _Found:
     storage, bucket, name = self._object()

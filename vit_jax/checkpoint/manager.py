@@ -5,6 +5,7 @@ decided here.  A step is
 
     STEP/params/, STEP/training/   two Orbax items, so that parameters can be read alone
     STEP/manifest.json             config, position, metrics, a hash of every file: the commit
+    STEP.committed                 says so even if the manifest is lost, see `commit.py`
 """
 
 import contextlib
@@ -13,7 +14,6 @@ import json
 import math
 import os
 import re
-import sys
 import threading
 import time
 from typing import Callable
@@ -25,11 +25,11 @@ import orbax.checkpoint as ocp
 
 from vit_jax.bucket import failures
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import freed_memory, late_callbacks, late_writes, manifest, recovery
-from vit_jax.checkpoint import retention, tree
+from vit_jax.checkpoint import commit, freed_memory, late_callbacks, late_writes, manifest
+from vit_jax.checkpoint import recovery, retention, tree
 from vit_jax.checkpoint.paths import Home, absolute
 from vit_jax.checkpoint.processes import PATIENCE, barrier, decided_by_first, meet
-from vit_jax.errors import CheckpointError, ConfigError, PeerLost, WriteFailed
+from vit_jax.errors import CheckpointError, ConfigError, PeerLost, warn, WriteFailed
 
 _ITEMS = ("params", "training")
 _OURS = ("step", "time", "trees", "files")  # in a manifest beside what `save` was given
@@ -96,13 +96,13 @@ class Checkpoints:
       if kind is None:
         raise
       # What has ended the run is what its exit code tells of.
-      print(f"warning: {error}.", file=sys.stderr, flush=True)
+      warn(f"{error}.")
 
   def steps(self) -> list[int]:
     """Committed steps, ascending; CheckpointError where the directory cannot be listed."""
     try:
       found = recovery.step_directories(self.directory)
-      return [step for step, path in found.items() if manifest.exists(path)]
+      return [step for step, path in found.items() if commit.is_committed(path)]
     except OSError as error:
       raise CheckpointError(f"{self.directory} cannot be read: {reason(error)}") from error
 
@@ -135,20 +135,20 @@ class Checkpoints:
     try:
       saved = self.saved()
       if lost := sorted(before - set(saved)):
-        print(
-            f"warning: Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and"
-            " not by this run's doing.", file=sys.stderr, flush=True,
+        warn(
+            f"Step {', '.join(map(str, lost))} has disappeared from {self.directory}, and not by"
+            " this run's doing."
         )
       self._saved = saved
     except (OSError, CheckpointError) as error:
-      print(f"warning: no old checkpoint was deleted: {error}", file=sys.stderr, flush=True)
+      warn(f"no old checkpoint was deleted: {error}")
       return
     for step in self.policy.superfluous(saved):
       del self._saved[step]  # what stays is read again
       try:
         retention.delete(self._path(step))
       except OSError as error:
-        print(f"warning: an old checkpoint was not deleted: {error}", file=sys.stderr, flush=True)
+        warn(f"an old checkpoint was not deleted: {error}")
 
   def save(self, step: int, *, params, training, meta: dict) -> bool:
     """Begins to save a step; returns once the arrays are copied to the host.
@@ -263,16 +263,16 @@ class Checkpoints:
     """Puts the directory in order before training: `(notes, newest good step or None)`.
 
     Removes left-over temporary directories and steps that were never committed; moves steps
-    that fail verification, newest first, to STEP.corrupt until one is good.  The notes, one
-    sentence a change, are process 0's.
+    that fail verification, newest first, to STEP.corrupt until one is good; says which committed
+    ones are gone.  The notes, one sentence a change, are process 0's.
 
     Args:
-      strict: whether to raise where the newest step is damaged, rather than set it aside.
+      strict: whether to raise where the newest step is damaged or gone, rather than go on.
       beyond: a step up to which none is verified, or returned, because a good one is at hand.
 
     Raises:
       CheckpointError: something cannot be removed or renamed; or, if `strict`, the newest step is
-        damaged, which then stays where it is.
+        damaged, which then stays where it is, or gone.
     """
     self._check_owner()
     self.wait()
@@ -442,6 +442,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         self._check_trees(step, content["trees"])
         manifest.write(self._path(step), content, confirm_owner=self._confirm_owner)
+        commit.mark(self._path(step))
         self._on_commit()
     except (ConfigError, PeerLost) as error:  # of `confirm_owner`, of a barrier
       self._error = error
@@ -490,7 +491,8 @@ class Checkpoints:
       if step in self._fetched:
         return 0
       try:
-        committed, problems = manifest.exists(path), self.verify(step)
+        committed = commit.is_committed(path)
+        problems = self.verify(step) if committed else []
       except OSError as error:
         raise self._failed_to_read(step, error) from error
       if not committed:

@@ -1,8 +1,8 @@
 """The manifest: what vouches for a checkpoint's content.
 
 Orbax restores a flipped bit without a word, so `STEP/manifest.json`, written last, holds the
-size and SHA-256 of every other file of the step.  A step without it is not committed.  The text
-is canonical and holds its own hash, so damage to the manifest shows too.
+size and SHA-256 of every other file of the step.  A step that never had one is not committed
+(`commit.py`).  The text is canonical and holds its own hash, so damage to the manifest shows too.
 
     step, time                    of the save: seconds since the epoch, by process 0's clock
     examples_seen, fingerprint    the position in the data, and which data
@@ -44,15 +44,20 @@ _DAMAGE = {
 
 
 def exists(directory: epath.Path) -> bool:
-  """Whether the step in `directory` is committed.
+  """Whether the step in `directory` has a manifest.
 
   Raises:
     OSError: that cannot be seen now.
   """
-  if is_bucket(directory):
-    return (directory / NAME).exists()
+  return is_there(directory / NAME)
+
+
+def is_there(path: epath.Path) -> bool:
+  """Whether there is such a file, though it may be damaged; raises as `exists`."""
+  if is_bucket(path):
+    return path.exists()
   try:
-    os.stat(directory / NAME)
+    os.stat(path)
   except (FileNotFoundError, NotADirectoryError):
     return False
   except OSError as error:
@@ -63,6 +68,8 @@ def exists(directory: epath.Path) -> bool:
 
 def _is_damage(error: OSError) -> bool:
   """Whether it tells of a file that is not as it was, and not of one that cannot be had now."""
+  if isinstance(error, FileNotFoundError):  # a bucket's has no number
+    return True
   return not isinstance(error, BucketError) and error.errno in _DAMAGE
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from vit_jax.checkpoint import manifest
+from vit_jax.checkpoint import commit
 
 
 class Every(NamedTuple):
@@ -86,6 +86,6 @@ class Policy(NamedTuple):
 
 
 def delete(directory: epath.Path) -> None:
-  """Deletes a step; the manifest goes first, so that no half of a step looks committed."""
-  (directory / manifest.NAME).unlink()
+  """Deletes a step; what commits it goes first, so that no half of it looks committed."""
+  commit.withdraw(directory)
   directory.rmtree()

@@ -1,13 +1,12 @@
 """Saves that are tried again while the training goes on, so that a full disk costs no run."""
 
-import sys
 import time
 from typing import Callable
 
 import jax
 
 from vit_jax.checkpoint.manager import Checkpoints
-from vit_jax.errors import SaveLost, WriteFailed
+from vit_jax.errors import SaveLost, warn, WriteFailed
 
 _LONGEST = 600.0  # seconds between two attempts
 _SLOW = 60.0  # seconds of a save, after which it is said, and after twice as many again
@@ -48,7 +47,7 @@ class Attempts:
     """Says where it has taken long; never waits."""
     begun = self._begun
     if begun is not None and time.monotonic() - begun > self._patience:
-      say(f"A {self._noun} has taken {self._patience:.0f} s so far: {self._where} is slow")
+      warn(f"A {self._noun} has taken {self._patience:.0f} s so far: {self._where} is slow.")
       self._patience *= 2
 
   def failed(self, error: WriteFailed) -> None:
@@ -61,16 +60,16 @@ class Attempts:
     # 1 s, 2 s, 4 s, ...
     seconds = min(2.0 ** (self.failures - 1), _LONGEST)
     self._next = time.monotonic() + seconds
-    say(
+    warn(
         f"{error}. Training goes on; the {self._noun} is tried again in {seconds:.0f} s (retry"
-        f" {self.failures} of {self._retries})"
+        f" {self.failures} of {self._retries})."
     )
 
   def succeeded(self) -> None:
     """The count begins anew."""
     self._begun = None
     if self.failures:
-      say(f"{self._doing} succeeded again, after {self.failures} failures")
+      warn(f"{self._doing} succeeded again, after {self.failures} failures.")
     self.failures, self._next = 0, 0.0
 
 
@@ -164,12 +163,7 @@ class Saves:
 
   def _say_stall(self, step: int, seconds: float) -> None:
     if seconds > _STALLED:
-      say(
+      warn(
           f"Training waited {seconds:.1f} s at step {step} until the checkpoint before was written:"
-          " raise config.checkpoint.every, or save to a faster disk"
+          " raise config.checkpoint.every, or save to a faster disk."
       )
-
-
-def say(text: str) -> None:
-  """Warns whoever watches the run."""
-  print(f"warning: {text}.", file=sys.stderr, flush=True)

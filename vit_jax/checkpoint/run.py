@@ -6,17 +6,16 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from typing import Iterator
 
 from etils import epath
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket import path as bucket
-from vit_jax.checkpoint import manifest, recovery
+from vit_jax.checkpoint import commit, recovery
 from vit_jax.checkpoint.lease import Lease
 from vit_jax.checkpoint.paths import absolute
-from vit_jax.errors import CheckpointError, ConfigError
+from vit_jax.errors import CheckpointError, ConfigError, warn
 
 # What may lie in a directory before run.json does: what observers, launchers and an interrupted
 # start leave behind.
@@ -86,8 +85,9 @@ class RunDirectory:
     trial = self.path / f".writable.{os.getpid()}"
     with self._writing():
       self.path.mkdir(parents=True, exist_ok=True)
-      foreign = [] if self.exists() else self._foreign()
-      orphans = [] if self.exists() else self._committed()
+      begun = self.exists()
+      foreign = [] if begun else self._foreign()
+      orphans = [] if begun else self._committed()
       if not foreign and not orphans:
         trial.write_text("")
         trial.unlink(missing_ok=True)  # one of another host may have its name
@@ -98,7 +98,6 @@ class RunDirectory:
           f" {', '.join(foreign[:3])}{more}. Choose another --workdir, one that does not exist or"
           " is empty"
       )
-
     if orphans:
       raise ConfigError(
           f"{self.path} has checkpoints ({', '.join(map(str, orphans[:3]))}) but no run.json, which"
@@ -108,7 +107,7 @@ class RunDirectory:
 
   def _committed(self) -> list[int]:
     found = recovery.step_directories(self.checkpoints)
-    return [step for step, path in found.items() if manifest.exists(path)]
+    return [step for step, path in found.items() if commit.is_committed(path)]
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[None]:
@@ -203,9 +202,9 @@ class RunDirectory:
           f" {self.lock_path}): wait for it or stop it, or choose another --workdir"
       ) from error
     except OSError as error:
-      print(
-          f"warning: {self.lock_path} cannot be locked ({error.strerror}): make sure that no other"
-          " process trains here", file=sys.stderr, flush=True,
+      warn(
+          f"{self.lock_path} cannot be locked ({error.strerror}): make sure that no other process"
+          " trains here"
       )
       return
     with self._writing():

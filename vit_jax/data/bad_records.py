@@ -2,13 +2,12 @@
 
 import json
 import os
-import sys
 import threading
 from typing import Sequence
 
 from vit_jax.bucket.path import is_bucket, place
 from vit_jax.bucket.segments import Segments, segments
-from vit_jax.errors import DataError
+from vit_jax.errors import DataError, warn
 
 # A share of fewer examples than these says little, unless they are a whole epoch.
 _ENOUGH = 1000
@@ -46,7 +45,7 @@ class BadRecords:
         return
       self._names.add(name)
       self._unwritten += json.dumps({"name": name, "reason": reason}) + "\n"
-      print(f"warning: unreadable image: {name}: {reason}", file=sys.stderr, flush=True)
+      warn(f"unreadable image: {name}: {reason}")
       self._write()
 
   def close(self) -> None:
@@ -67,9 +66,9 @@ class BadRecords:
         _append(self._file, self._unwritten)
     except OSError as error:
       if not self._failed:
-        print(
-            f"warning: the list of unreadable images, {self._file}, cannot be written:"
-            f" {error.strerror or error}. It waits in memory.", file=sys.stderr, flush=True,
+        warn(
+            f"the list of unreadable images, {self._file}, cannot be written:"
+            f" {error.strerror or error}. It waits in memory."
         )
       self._failed = True
       return

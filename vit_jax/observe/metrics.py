@@ -9,14 +9,13 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
 from typing import Iterator
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket.path import BucketPath, is_bucket, place
 from vit_jax.bucket.segments import Segments, segments
-from vit_jax.errors import ConfigError, WriteFailed
+from vit_jax.errors import ConfigError, warn, WriteFailed
 from vit_jax.observe.events import EventFile
 from vit_jax.observe.patient_lines import PatientLines
 
@@ -114,10 +113,9 @@ class MetricsWriter:
   def _say_once(self, error: OSError) -> None:
     """Until a line is written again."""
     if not self._refused:
-      print(
-          f"warning: The metrics in {self._directory} cannot be written:"
-          f" {error.strerror or error}. They wait in memory until a later line can.",
-          file=sys.stderr, flush=True,
+      warn(
+          f"The metrics in {self._directory} cannot be written: {error.strerror or error}. They"
+          " wait in memory until a later line can."
       )
     self._refused = True
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vit_jax.observe.stderr import forgiving_stderr
+from vit_jax.observe.output import forgiving_stderr
 
 
 def test_a_full_disk_takes_messages_without_a_word(monkeypatch):
