@@ -354,6 +354,28 @@ def test_a_copy_with_another_byte_is_not_committed(run, monkeypatch, capsys):
   assert manifest.problems(run.remote / "1") == []
 
 
+def test_a_slow_copy_fills_no_near_disk(run, monkeypatch):
+  """Or memory, where that is the near disk: what is saved meanwhile goes by the policy."""
+  reading, goes_on, copy_file = threading.Event(), threading.Event(), copier._copy_file
+
+  def slowly(source, target):
+    reading.set()
+    assert goes_on.wait(20)
+    copy_file(source, target)
+
+  monkeypatch.setattr(copier, "_copy_file", slowly)
+  with run.start() as tiers:
+    assert save(tiers, 1, 1)
+    assert reading.wait(20)
+    for step in range(2, 7):
+      assert save(tiers, step, 1)
+      tiers.wait()
+      assert run.steps()[0] == sorted({1, step - 1, step})
+    goes_on.set()
+    settle(tiers)
+    assert run.steps() == ([6], [5, 6])
+
+
 def test_while_nothing_can_be_copied_the_near_disk_holds_what_the_policy_keeps(run):
   run.retries = 9
   with run.start() as tiers:

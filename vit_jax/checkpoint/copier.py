@@ -2,7 +2,8 @@
 
 What the run's policy keeps is copied, the newest step first; a copy counts when its manifest is
 there, which is written last, after every file was read back and is like the original.  What is
-copied, or would not be kept, is deleted from the near directory, but for its newest step.
+copied, or would not be kept, is deleted from the near directory after each save and each copy, but
+for its newest step and the one that is being copied.
 """
 
 from concurrent import futures
@@ -46,14 +47,17 @@ class Copier:
     self._stopped = False
     self._error: Exception | None = None
     self._far: dict[int, retention.Saved] = {}  # what the remote had when it was last asked
+    self._copying: int | None = None  # the step that is read just now
     self._moved = 0  # files
     # A daemon, because a process that has failed does not wait for it.
     self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
     self._thread.start()
 
   def wake(self) -> None:
-    """There may be something to copy."""
+    """There may be something to copy, and something to delete from the near directory."""
     with self._changed:
+      with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
+        self._prune(self._local.saved())
       self._wanted += 1
       self._changed.notify_all()
 
@@ -125,30 +129,34 @@ class Copier:
       self._attempts.succeeded()
     except WriteFailed as error:
       self._attempts.failed(error)
-
-  def _saved(self) -> tuple[dict, dict]:
-    """What the manifests of both say; of a remote that does not answer what they said before."""
-    with _failing(f"Listing {self._local.directory}"):
-      local = self._local.saved()
-    with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
-      self._far = self._remote.saved()
-    return local, self._far
+    finally:
+      self._copying = None
 
   def _next(self) -> int | None:
-    """The newest step to copy: what has to leave this machine first.
+    """The newest step to copy: what has to leave this machine first."""
+    with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
+      self._far = self._remote.saved()
+    with self._changed:
+      self._copying = None
+      with _failing(f"Listing {self._local.directory}"):
+        missing = self._prune(self._local.saved())
+      self._copying = max(missing, default=None)
+      return self._copying
 
-    Leaves in the near directory its newest step, and what is to stay but is not copied.
+  def _prune(self, local: dict[int, retention.Saved]) -> set[int]:
+    """Of the steps in the near directory returns those to copy; deletes what need not stay there.
+
+    That is its newest step, those to copy, and the one that is read.
     """
-    local, remote = self._saved()
-    superfluous = self._remote.policy.superfluous(remote | local)
-    missing = local.keys() - remote.keys() - set(superfluous)
+    superfluous = self._remote.policy.superfluous(self._far | local)
+    missing = local.keys() - self._far.keys() - set(superfluous)
     for step in sorted(local)[:-1]:
-      if step not in missing:
+      if step not in missing and step != self._copying:
         try:
           retention.delete(self._local.directory / str(step))
         except OSError as error:
           warn(f"an old checkpoint was not deleted: {error}")
-    return max(missing, default=None)
+    return missing
 
   def _copy(self, step: int) -> None:
     """Copies one step; then deletes what the policy does not keep of the remote ones."""
