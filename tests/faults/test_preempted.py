@@ -32,24 +32,27 @@ def test_it_saves_and_stops(tmp_path):
   print(f"left {ended.seconds:.2f} s after SIGTERM")
 
 
-@pytest.mark.slow
-def test_where_the_last_save_hangs_it_leaves_at_the_end_of_its_grace(tmp_path):
+@pytest.mark.parametrize("processes", [
+    pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.multiprocess),
+])
+def test_where_the_last_save_hangs_it_leaves_at_the_end_of_its_grace(tmp_path, processes):
   """The disk does not answer who reads the manifests, to find the best."""
   run = tmp_path / "run"
   hanging = command(
       100_000, "--config.checkpoint.best_metric=accuracy", "--config.evaluate.every=5 steps",
       "--config.checkpoint.grace=2 seconds",
   )
-  with Life(hanging, run) as life:
+  with Life(hanging, run, processes=processes) as life:
     assert life.until(lambda workdir: committed(workdir) >= 5), life.ended()
     (run / "checkpoints" / "3").mkdir()
     os.mkfifo(run / "checkpoints" / "3" / "manifest.json")
     assert life.until(logged(10)), life.ended()
     life.send(signal.SIGTERM)
-    [ended] = life.ended()
+    ended, *others = life.ended()
   assert ended.code == 75 and ended.seconds < 10, ended
   assert "SIGTERM: the last save did not end within 2 s (config.checkpoint.grace)" in ended.err
   assert f"The last committed step is {committed(run)};" in ended.err
+  assert all(other.code == 75 and other.seconds < 10 for other in others), others
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import time
 from typing import Callable
 
 import jax
+from jax._src import distributed  # of its coordination service there is no public door
 from jax.experimental import multihost_utils
 
 from vit_jax.errors import CheckpointError, Preempted
@@ -19,6 +20,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ECHO = 1.0
 # Seconds to ask for the last committed step when the grace is over: the disk may be what is slow.
 _ASKING = 2.0
+# Seconds since the last step after which a process of several asks whether one of them was told:
+# that step, or the save after it, may never end.
+_STUCK = 1.0
+# Where JAX's preemption notice is told to all (XLA's pjrt/distributed/preemption).
+_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 
 
 class StopSignal:
@@ -38,13 +44,14 @@ class StopSignal:
     """Nothing is listened to yet.
 
     Args:
-      grace: seconds after the first signal, of several processes after the step at which all stop,
-        at which the process ends if this context has not ended; None: never.
+      grace: seconds after the first signal, of several processes after they have heard of it, at
+        which the process ends if this context has not ended; None: never.
       last_committed: the step that is then named.
       end: ends the process.
     """
     self.requested: str | None = None
     self._noted = 0.0
+    self._asked = time.monotonic()  # when the last step was
     self._previous = {}
     self._grace, self._last_committed, self._end = grace, last_committed, end
     self._over = threading.Event()
@@ -77,6 +84,7 @@ class StopSignal:
 
     With several processes each must ask at every step: they then stop at the same one.
     """
+    self._asked = time.monotonic()
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
       self._noted, self.requested = time.monotonic(), "SIGTERM"
     return self.requested is not None
@@ -108,6 +116,9 @@ class StopSignal:
     """
     if self.requested is not None:
       return self.requested, self._noted
+    if jax.distributed.is_initialized() and time.monotonic() - self._asked > _STUCK:
+      self._asked = time.monotonic()
+      return ("SIGTERM", time.monotonic()) if _one_was_told() else None
     with contextlib.suppress(BlockingIOError):
       for number in self._bytes[0].recv(64) if self._bytes else b"":
         if number in _SIGNALS:
@@ -131,3 +142,11 @@ class StopSignal:
         "from there", file=sys.stderr, flush=True,
     )
     self._end(Preempted.exit_code)
+
+
+def _one_was_told() -> bool:
+  """Whether one of several processes has got SIGTERM, or its cluster's preemption notice."""
+  try:
+    return bool(distributed.global_state.client.key_value_try_get(_NOTICE))
+  except Exception:  # pylint: disable=broad-exception-caught
+    return False  # there is no such key, or no service any more, of which others tell
