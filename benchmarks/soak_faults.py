@@ -160,8 +160,10 @@ def _file_of_newest(run, dice) -> pathlib.Path:
   """Kills the run and draws a file that is not empty; half of the time any byte is as likely."""
   run.kill()
   run.damaged = max(run.committed())
-  files = [path for path in sorted(run.checkpoint(run.damaged).rglob("*"))
-           if path.is_file() and path.stat().st_size]
+  directory = run.checkpoint(run.damaged)
+  files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.stat().st_size]
+  if not directory.with_name(f"{directory.name}.committed").exists():  # killed just before
+    files.remove(directory / "manifest.json")
   sizes = [path.stat().st_size for path in files]
   return dice.choices(files, dice.choice([sizes, None]))[0]
 

@@ -195,7 +195,10 @@ def prune(
     found = entries(directory.checkpoints)
     committed = {e.step: e for e in found if e.state in ("committed", "damaged")}
     good = _newest_good(committed, directory)
-    saved = {step: Saved.of(e.content) for step, e in committed.items() if step <= (good or -1)}
+    saved = {
+        step: Saved.of(e.content) for step, e in committed.items()
+        if step <= (good or -1) and manifest.exists(e.path)
+    }
     doomed = [committed[step] for step in policy.superfluous(saved)]
     doomed += [e for e in found if quarantined and e.state == "quarantined"]
     total = 0

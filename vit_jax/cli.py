@@ -129,8 +129,8 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
       help="go on from the last checkpoint although recipe keys (schedule, optimizer, ...) differ; "
       "config_history.jsonl records it")
   add("--strict", action="store_true",
-      help="end with an error where the newest checkpoint is damaged [set it aside, and go on from "
-      "the newest that is good]")
+      help="end with an error where the newest checkpoint is damaged or gone [set it aside, and go "
+      "on from the newest that is good]")
   _add_processes(add)
 
   add = verb("plan", _plan, "Say what a run would do, here or on TPUs and GPUs elsewhere.", """\

@@ -86,7 +86,7 @@ def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:
 
 
 def check_not_lost(checkpoints) -> None:
-  """Asked where no good checkpoint was found: is it because all were damaged?
+  """Asked where no good checkpoint was found: is it because all were damaged, or are gone?
 
   Args:
     checkpoints: `Checkpoints` or `Tiers`.

@@ -53,7 +53,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     requested: a config from `config.load`.
     workdir: the run's directory; the same command again continues it.
     amend: whether recipe keys may differ from those the run was begun with.
-    strict: whether a damaged newest checkpoint is an error, rather than the one before it used.
+    strict: whether a newest checkpoint that is damaged or gone is an error, rather than the one
+      before it used.
 
   Raises:
     ConfigError, DataError, CheckpointError: what is wrong, where, and how to fix it.

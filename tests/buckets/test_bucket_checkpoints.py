@@ -164,7 +164,6 @@ def test_what_was_never_committed_goes(emulator, bucket, directory):
     save(checkpoints, 10)
     save(checkpoints, 20)
     emulator.remove(bucket, "run/checkpoints/20/manifest.json")
-    assert checkpoints.steps() == [10, 20]  # lost
     emulator.remove(bucket, "run/checkpoints/20.committed")
     emulator.put(bucket, "run/checkpoints/30/params/d/x", b"1")  # Orbax was killed in the middle
     assert checkpoints.steps() == [10]
@@ -181,6 +180,23 @@ def test_a_lost_manifest_is_damage(emulator, bucket, directory):
     (note,), step = checkpoints.recover()
     assert step == 10 and "manifest.json cannot be read" in note and "20.corrupt" in note
     assert save(checkpoints, 20) and steps_in(emulator, bucket) == ["10", "20", "20.corrupt"]
+    emulator.flip(bucket, some_data(emulator, bucket, 20))
+    assert checkpoints.recover().step == 10  # what was set aside before stays as it is
+    assert steps_in(emulator, bucket) == ["10", "20.corrupt", "20.corrupt2"]
+    assert "run/checkpoints/20.corrupt/manifest.json" not in emulator.names(bucket)
+
+
+def test_a_lost_step_is_said(emulator, bucket, directory):
+  with Checkpoints(directory, keep_latest=3) as checkpoints:
+    save(checkpoints, 10)
+    save(checkpoints, 20)
+    for name in emulator.names(bucket, "run/checkpoints/20/"):
+      emulator.remove(bucket, name)
+    with pytest.raises(CheckpointError, match="Step 20, the newest .* is gone, and --strict"):
+      checkpoints.recover(strict=True)
+    (note,), step = checkpoints.recover()
+    assert step == 10 and note == f"Step 20 was committed in {directory}, and is gone."
+    assert save(checkpoints, 20) and steps_in(emulator, bucket) == ["10", "20"]
 
 
 def test_a_bucket_that_does_not_answer_is_no_damage(emulator, bucket, directory, hasty):

@@ -151,18 +151,31 @@ def test_a_lost_manifest_is_damage(directory, strict):
   """Not the end of an interrupted save: of a single step all would be lost without a word."""
   (directory / "20" / "manifest.json").unlink()
   with Checkpoints(directory) as checkpoints:
-    assert checkpoints.steps() == [10, 20]
+    assert checkpoints.steps() == [10]
     with pytest.raises(CheckpointError, match="20 is damaged: .*manifest.json cannot be read"):
       checkpoints.restore_params(20)
     if strict:
       with pytest.raises(CheckpointError, match="Step 20, the newest .*manifest.json cannot be"):
         checkpoints.recover(strict=True)
-      assert checkpoints.steps() == [10, 20]
+      assert (directory / "20" / "params").exists()
       return
     (note,), step = checkpoints.recover()
     assert step == 10 and "manifest.json cannot be read" in note and "20.corrupt" in note
     assert save(checkpoints, 20, 4)
   assert listed(directory) == ["20", "20.corrupt"]
+
+
+def test_a_step_without_its_manifest_takes_no_other_ones_place(directory, capsys):
+  with Checkpoints(directory, keep_latest=2) as checkpoints:
+    assert checkpoints.saved().keys() == {10, 20}
+    (directory / "20" / "manifest.json").unlink()
+    save(checkpoints, 30, 4)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 30]
+    assert "Step 20 has disappeared" in capsys.readouterr().err
+    (note,), step = checkpoints.recover()  # though below what is good
+    assert step == 30 and "20.corrupt" in note
+  assert listed(directory) == ["10", "20.corrupt", "30"]
 
 
 def test_a_lost_step_is_said(directory):
@@ -194,11 +207,36 @@ def test_steps_without_a_mark_get_one(directory):
   assert listed(directory) == ["10", "20"]
 
 
-def test_a_mark_that_a_kill_left_of_what_was_set_aside_goes(directory):
-  (directory / "20").rename(directory / "20.corrupt")
+@pytest.mark.parametrize("moment", ["marked", "unmarked", "renamed"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_kill_while_a_step_is_set_aside(directory, moment, lost):
+  """It stays damaged, and is said to be, at the next start."""
+  flip(files_of(directory / "20" / "params")[0], 0)
+  if lost:
+    (directory / "20" / "manifest.json").unlink()
+  if moment == "unmarked" and not lost:
+    (directory / "20.committed").unlink()
+  if moment == "renamed":
+    (directory / "20").rename(directory / "20.corrupt")
+    if not lost:
+      (directory / "20.committed").unlink()
   with Checkpoints(directory) as checkpoints:
+    notes, step = checkpoints.recover()
+    assert step == 10 and len(notes) == (0 if moment == "renamed" and not lost else 1)
     assert checkpoints.recover() == ([], 10)
   assert listed(directory) == ["10", "20.corrupt"]
+
+
+def test_a_kill_while_a_step_is_deleted(directory):
+  """Half of it is no step; before the manifest goes it is one still."""
+  (directory / "20.committed").unlink()
+  with Checkpoints(directory, keep_latest=2) as checkpoints:
+    assert checkpoints.recover() == ([], 20)
+    (directory / "20.committed").unlink()
+    (directory / "20" / "manifest.json").unlink()
+    (note,), step = checkpoints.recover(strict=True)
+    assert step == 10 and "whose save never finished" in note
+  assert listed(directory) == ["10"]
 
 
 def test_a_disk_without_room_for_the_mark_takes_the_step(tmp_path):

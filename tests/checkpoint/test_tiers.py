@@ -148,6 +148,26 @@ def test_a_step_that_a_kill_left_uncopied_is_restored_and_copied(run):
     assert manifest.problems(run.remote / "2") == []
 
 
+def test_a_step_that_is_gone_here_and_good_there_is_said_once(run):
+  saved(run, 1, 2)
+  shutil.rmtree(run.local / "2")
+  with run.start() as tiers:
+    (note,), step = tiers.recover()
+    assert step == 2 and "Step 2 was committed" in note and "is gone" in note
+  with run.start() as tiers:
+    assert tiers.recover(strict=True) == ([], 2)
+
+
+def test_a_manifest_that_is_lost_there_is_copied_again(run):
+  saved(run, 1, 2)
+  (run.remote / "2" / manifest.NAME).unlink()
+  with run.start() as tiers:
+    (note,), step = tiers.recover()
+    assert step == 2 and "manifest.json cannot be read" in note
+    settle(tiers)
+    assert run.steps() == ([2], [1, 2]) and manifest.problems(run.remote / "2") == []
+
+
 def test_lost_is_what_was_damaged_in_either(run):
   saved(run, 1)
   with run.start() as tiers:

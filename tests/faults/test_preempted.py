@@ -32,6 +32,18 @@ def test_it_saves_and_stops(tmp_path):
   print(f"left {ended.seconds:.2f} s after SIGTERM")
 
 
+def stands_still(seconds: float):
+  """The moment at which no step has ended for so long: the next save waits for the one before."""
+  seen = [-1, time.monotonic()]
+
+  def moment(run) -> bool:
+    if (step := last_step(run)) != seen[0]:
+      seen[:] = step, time.monotonic()
+    return time.monotonic() - seen[1] > seconds
+
+  return moment
+
+
 @pytest.mark.parametrize("processes", [
     pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.multiprocess),
 ])
@@ -46,13 +58,16 @@ def test_where_the_last_save_hangs_it_leaves_at_the_end_of_its_grace(tmp_path, p
     assert life.until(lambda workdir: committed(workdir) >= 5), life.ended()
     (run / "checkpoints" / "3").mkdir()
     os.mkfifo(run / "checkpoints" / "3" / "manifest.json")
-    assert life.until(logged(10)), life.ended()
+    assert life.until(stands_still(2.0)), life.ended()
     life.send(signal.SIGTERM)
-    ended, *others = life.ended()
-  assert ended.code == 75 and ended.seconds < 10, ended
-  assert "SIGTERM: the last save did not end within 2 s (config.checkpoint.grace)" in ended.err
-  assert f"The last committed step is {committed(run)};" in ended.err
-  assert all(other.code == 75 and other.seconds < 10 for other in others), others
+    ended = life.ended()
+  # Of several the first to leave is missed by the other, at once: see test_lost_peers.py.
+  codes = {75} if processes == 1 else {75, -signal.SIGABRT}
+  assert {process.code for process in ended} <= codes, ended
+  assert all(process.seconds < 10 for process in ended), ended
+  said = " ".join(process.err for process in ended)
+  assert "SIGTERM: the last save did not end within 2 s (config.checkpoint.grace)" in said
+  assert f"The last committed step is {committed(run)};" in said
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ def test_a_run_in_progress(tmp_path):
   write_run(tmp_path, steps=steps, lines=LINES, info=INFO)
   (tmp_path / "checkpoints" / "25.corrupt").mkdir()
   (tmp_path / "checkpoints" / "30.orbax-checkpoint-tmp").mkdir()
+  (tmp_path / "checkpoints" / "22").mkdir()
+  (tmp_path / "checkpoints" / "22.committed").touch()  # it has lost its manifest
   status = read_status(tmp_path)
   assert status.pop("updated_seconds_ago") > 1e9
   assert 0 <= status.pop("checkpoint_seconds_ago") < 100
@@ -45,7 +47,7 @@ def test_a_run_in_progress(tmp_path):
       "eta_seconds": 140.0,
       "checkpoints": [10, 20],
       "last_verified_checkpoint": 20,
-      "quarantined": ["25.corrupt"],
+      "quarantined": ["22", "25.corrupt"],
       "best": {"step": 10, "metric": "eval/test/accuracy", "value": 0.8},
       "restarts": 0, "held_seconds": 0, "chip_hours": 0, "steps_lost": 0, "goodput": None,
       "chip_hours_to_go": None,
@@ -56,7 +58,7 @@ def test_a_run_in_progress(tmp_path):
   assert "last metrics  0:07 ago" in text and "left          2:20 while it runs" in text
   assert "checkpoints   10, 20\n" in text
   assert "last verified checkpoint 20, 1:01 ago: read back and hashed when it was written" in text
-  assert "damaged       25.corrupt" in text
+  assert "damaged       22, 25.corrupt" in text
   assert "best          step 10, eval/test/accuracy 0.8" in text
   assert "train/gradient_norm  not finite" in text
   assert "eval/test  step 30: accuracy 0.75" in text and "chip-hours" not in text

@@ -1,8 +1,9 @@
-"""Which steps count: those that have a manifest, or had one.
+"""Which steps were committed: those that have a manifest, or have lost it.
 
 A save that was killed before its end leaves a step without a manifest, and so does a disk or a hand
 that loses the manifest of a good one.  What tells them apart is the mark, an empty file
-`STEP.committed` beside STEP/: it comes after the manifest, and goes before it.
+`STEP.committed` beside STEP/: it is written after the manifest, and deleted before it.  Only what has
+a manifest is saved, kept and copied; the mark is asked where a run starts, and by its reader.
 """
 
 import contextlib

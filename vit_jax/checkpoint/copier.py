@@ -2,8 +2,8 @@
 
 What the run's policy keeps is copied, the newest step first; a copy counts when its manifest is
 there, which is written last, after every file was read back and is like the original.  What is
-copied, or would not be kept, is deleted from the near directory after each save and each copy, but
-for its newest step and the one that is being copied.
+copied, or would not be kept, is deleted from the near directory, but for its newest step; what would
+not be kept after each save, so that one slow copy does not fill it.
 """
 
 from concurrent import futures
@@ -48,6 +48,7 @@ class Copier:
     self._error: Exception | None = None
     self._far: dict[int, retention.Saved] = {}  # what the remote had when it was last asked
     self._copying: int | None = None  # the step that is read just now
+    self._choosing = threading.Lock()  # while steps are deleted here, and which to read is chosen
     self._moved = 0  # files
     # A daemon, because a process that has failed does not wait for it.
     self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
@@ -55,9 +56,11 @@ class Copier:
 
   def wake(self) -> None:
     """There may be something to copy, and something to delete from the near directory."""
+    with contextlib.suppress(OSError, CheckpointError), self._choosing:  # the copy will say so
+      local = self._local.saved()
+      superfluous = self._remote.policy.superfluous(self._far | local)
+      self._delete(set(sorted(local)[:-1]) & set(superfluous))
     with self._changed:
-      with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
-        self._prune(self._local.saved())
       self._wanted += 1
       self._changed.notify_all()
 
@@ -136,27 +139,22 @@ class Copier:
     """The newest step to copy: what has to leave this machine first."""
     with contextlib.suppress(OSError, CheckpointError):  # the copy will say so
       self._far = self._remote.saved()
-    with self._changed:
-      self._copying = None
+    with self._choosing:
       with _failing(f"Listing {self._local.directory}"):
-        missing = self._prune(self._local.saved())
+        local = self._local.saved()
+      superfluous = self._remote.policy.superfluous(self._far | local)
+      missing = local.keys() - self._far.keys() - set(superfluous)
       self._copying = max(missing, default=None)
+      self._delete(set(sorted(local)[:-1]) - missing)
       return self._copying
 
-  def _prune(self, local: dict[int, retention.Saved]) -> set[int]:
-    """Of the steps in the near directory returns those to copy; deletes what need not stay there.
-
-    That is its newest step, those to copy, and the one that is read.
-    """
-    superfluous = self._remote.policy.superfluous(self._far | local)
-    missing = local.keys() - self._far.keys() - set(superfluous)
-    for step in sorted(local)[:-1]:
-      if step not in missing and step != self._copying:
-        try:
-          retention.delete(self._local.directory / str(step))
-        except OSError as error:
-          warn(f"an old checkpoint was not deleted: {error}")
-    return missing
+  def _delete(self, steps: set[int]) -> None:
+    """Deletes steps from the near directory, but for the one that is read."""
+    for step in sorted(steps - {self._copying}):
+      try:
+        retention.delete(self._local.directory / str(step))
+      except OSError as error:
+        warn(f"an old checkpoint was not deleted: {error}")
 
   def _copy(self, step: int) -> None:
     """Copies one step; then deletes what the policy does not keep of the remote ones."""
@@ -164,8 +162,9 @@ class Copier:
     with _failing(f"Copying {source} to {target}"):
       self._home.check()
       self._confirm_owner()
-      if commit.is_committed(target):
+      if manifest.exists(target):
         return  # there when it could not be listed
+      commit.unmark(target)
       if target.exists():
         target.rmtree()
       try:

@@ -102,7 +102,7 @@ class Checkpoints:
     """Committed steps, ascending; CheckpointError where the directory cannot be listed."""
     try:
       found = recovery.step_directories(self.directory)
-      return [step for step, path in found.items() if commit.is_committed(path)]
+      return [step for step, path in found.items() if manifest.exists(path)]
     except OSError as error:
       raise CheckpointError(f"{self.directory} cannot be read: {reason(error)}") from error
 
@@ -281,6 +281,8 @@ class Checkpoints:
     def put_in_order() -> int:
       try:
         found, step = recovery.recover(self.directory, strict=strict, beyond=beyond)
+        if step is not None or beyond >= 0:
+          recovery.forget_gone(self.directory)
       except OSError as error:
         raise CheckpointError(
             f"{self.directory} cannot be put in order: {error}. Make it writable for this user,"
@@ -297,8 +299,14 @@ class Checkpoints:
       self._known = set(self._orbax.all_steps())
     return recovery.Recovery(notes, None if newest < 0 else newest)
 
+  def forget_gone(self) -> None:
+    """What was committed and is gone is not spoken of again: there is a good step elsewhere."""
+    if jax.process_index() == 0:
+      with contextlib.suppress(OSError):  # the next start does it
+        recovery.forget_gone(self.directory)
+
   def is_lost(self) -> bool:
-    """Whether there are only steps that were set aside; CheckpointError if that cannot be seen."""
+    """Whether all steps were set aside or are gone; CheckpointError if that cannot be seen."""
     try:
       return recovery.is_lost(self.directory)
     except OSError as error:

@@ -51,7 +51,7 @@ class StopSignal:
     """
     self.requested: str | None = None
     self._noted = 0.0
-    self._asked = time.monotonic()  # when the last step was
+    self._asked = time.monotonic()  # when JAX was asked last, at a step or between two
     self._previous = {}
     self._grace, self._last_committed, self._end = grace, last_committed, end
     self._over = threading.Event()

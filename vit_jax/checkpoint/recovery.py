@@ -60,8 +60,8 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
   """Removes what was never committed and sets damaged steps aside as STEP.corrupt.
 
   Orbax refuses to save a step below the newest that it sees, so an unusable step must not keep
-  its name.  Verification starts with the newest step and ends at the first good one.  Marks of
-  steps that are gone stay until there is a good one.
+  its name.  Verification starts with the newest step and ends at the first good one; steps that
+  have lost their manifest are set aside wherever they are.
 
   Args:
     strict: whether to raise where the newest step is damaged or gone, rather than go on.
@@ -73,9 +73,9 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
   """
   if not _is_there(directory):
     return Recovery([], None)
-  notes = _remove_uncommitted(directory)
+  notes, lost = _remove_uncommitted(directory)
   steps = step_directories(directory)
-  gone = _marked_and_gone(directory, steps)
+  gone = _gone(directory)
   notes += [f"Step {step} was committed in {directory}, and is gone." for step in gone]
   if strict and max(gone, default=-1) > max([*steps, beyond]):
     raise CheckpointError(
@@ -83,52 +83,16 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
         " Copy it there again from where it is intact, or leave out --strict to go on from the"
         " newest that is good"
     )
-  found = _newest_good(directory, steps, notes, strict=strict, beyond=beyond)
-  if found is not None or beyond >= 0:
-    for step in gone:
-      commit.unmark(directory / str(step))
-  return Recovery(notes, found)
-
-
-def _remove_uncommitted(directory: epath.Path) -> list[str]:
-  """Returns what was removed; marks the rest, which an older version or a kill left without."""
-  notes = []
-  names = [path.name for path in directory.iterdir()]
-  for name in sorted(names):
-    if _TEMPORARY in name:
-      (directory / name).rmtree()
-      notes.append(f"Removed {directory / name}, left over from an interrupted save.")
-  marked = commit.marked(names)
-  for step, path in step_directories(directory).items():
-    if step not in marked and not manifest.exists(path):
-      path.rmtree()
-      notes.append(f"Removed {path}, whose save never finished.")
-    elif step not in marked:
-      commit.mark(path)
-  return notes
-
-
-def _marked_and_gone(directory: epath.Path, steps: dict) -> list[int]:
-  """Steps that were committed and that nobody set aside, ascending; unmarks those set aside."""
-  names = [path.name for path in directory.iterdir()]
-  gone = commit.marked(names) - steps.keys()
-  for step in [step for step in gone if f"{step}.corrupt" in names]:
-    commit.unmark(directory / str(step))  # a kill kept it from being done
-    gone.remove(step)
-  return sorted(gone)
-
-
-def _newest_good(
-    directory: epath.Path, steps: dict, notes: list[str], *, strict: bool, beyond: int
-) -> int | None:
-  """Sets aside what is newer and damaged, and notes that; `strict`, `beyond` as of `recover`."""
+  good = None
   for step in sorted(steps, reverse=True):
-    if step <= beyond:
-      break
+    asked = good is None and step > beyond
+    if not asked and step not in lost:
+      continue
     problems = manifest.problems(steps[step])
     if not problems:
-      return step
-    if strict:
+      good = step
+      continue
+    if strict and asked:
       raise CheckpointError(
           f"Step {step}, the newest in {directory}, is damaged, and --strict goes on from no other:"
           f" {'; '.join(problems)}. Copy it again from where it is intact, or leave out --strict to"
@@ -136,7 +100,49 @@ def _newest_good(
       )
     aside = set_aside(steps[step])
     notes.append(f"Step {step} is damaged ({summary(problems)}): moved to {aside}.")
-  return None
+  return Recovery(notes, good)
+
+
+def _remove_uncommitted(directory: epath.Path) -> tuple[list[str], set[int]]:
+  """Marks what a kill or an older version left unmarked.
+
+  Returns:
+    What was removed, a sentence each; and the steps that have lost their manifest.
+  """
+  notes, lost = [], set()
+  names = [path.name for path in directory.iterdir()]
+  for name in sorted(names):
+    if _TEMPORARY in name:
+      (directory / name).rmtree()
+      notes.append(f"Removed {directory / name}, left over from an interrupted save.")
+  marked = commit.marked(names)
+  for step, path in step_directories(directory).items():
+    if manifest.exists(path):
+      if step not in marked:
+        commit.mark(path)
+    elif step in marked:
+      lost.add(step)
+    else:
+      path.rmtree()
+      notes.append(f"Removed {path}, whose save never finished.")
+  return notes, lost
+
+
+def forget_gone(directory: epath.Path) -> None:
+  """Deletes the marks of steps that are gone, so that they can be saved anew.
+
+  Raises:
+    OSError: one cannot be deleted.
+  """
+  if _is_there(directory):
+    for step in _gone(directory):
+      commit.unmark(directory / str(step))
+
+
+def _gone(directory: epath.Path) -> list[int]:
+  """Steps of which only the mark is left, ascending."""
+  marked = commit.marked(path.name for path in directory.iterdir())
+  return sorted(marked - step_directories(directory).keys())
 
 
 def discard(directory: epath.Path, step: int) -> None:
@@ -148,7 +154,7 @@ def discard(directory: epath.Path, step: int) -> None:
   for path in list(directory.iterdir()):
     if path.name.startswith(f"{step}.{_TEMPORARY}"):
       path.rmtree()
-    elif path.name == str(step) and not commit.is_committed(path):
+    elif path.name == str(step) and not manifest.exists(path):
       path.rmtree()
 
 
@@ -163,25 +169,32 @@ def set_aside(path: epath.Path) -> epath.Path:
   """Renames a step's directory and returns the new one.
 
   In a bucket every object is copied, within the storage service, and then deleted; the manifest is
-  the last to be copied and the first to go, so that an interruption leaves the step as it was or
-  uncommitted.
+  the last to be copied and, after the mark, the first to go, so that an interruption leaves the
+  step as it was or uncommitted.
   """
-  aside = _free_name(path)
-  if not is_bucket(path):
+  if is_bucket(path):
+    return _copied_aside(path)
+  aside, number = path.with_name(path.name + ".corrupt"), 2
+  while aside.exists():
+    aside, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
+  # A kill between the two leaves what is found damaged again: it has a manifest, or is marked.
+  if manifest.exists(path):
+    commit.unmark(path)
+    path.rename(aside)
+  else:
     path.rename(aside)
     commit.unmark(path)
-    return aside
+  return aside
+
+
+def _copied_aside(path: epath.Path) -> epath.Path:
   names = path.below()
+  aside, number = path.with_name(path.name + ".corrupt"), 2
+  # Half a copy of this step has no manifest, and nothing that this step has not.
+  while manifest.exists(aside) or aside.below().keys() - names.keys():
+    aside, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
   for name in sorted(names, key=lambda name: name == manifest.NAME):
     (path / name).copy_to(aside / name)
   commit.withdraw(path)
   path.rmtree()
   return aside
-
-
-def _free_name(path: epath.Path) -> epath.Path:
-  candidate, number = path.with_name(path.name + ".corrupt"), 2
-  # Half a copy has no manifest.
-  while manifest.exists(candidate) if is_bucket(path) else candidate.exists():
-    candidate, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
-  return candidate

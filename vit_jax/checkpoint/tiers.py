@@ -11,6 +11,7 @@ A local tier whose tokens lack that of run.json is of another run, or this run w
 elsewhere since: its steps are not this run's past, and it is deleted.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import jax
 
 from vit_jax.bucket import atomic
 from vit_jax.bucket.path import is_bucket
-from vit_jax.checkpoint import recovery
+from vit_jax.checkpoint import recovery, retention
 from vit_jax.checkpoint.copier import Copier
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.paths import absolute
@@ -141,6 +142,9 @@ class Tiers:
           f" {self.remote.directory}: repeat the command, which goes on from the newest good one"
       )
     if complete:
+      with contextlib.suppress(OSError, CheckpointError):
+        for step in self.local.steps():  # one by one, so that a kill leaves no half of a step
+          retention.delete(self.directory / str(step))
       shutil.rmtree(self.directory, ignore_errors=True)
 
   def recover(self, *, strict: bool = False) -> recovery.Recovery:
@@ -152,6 +156,8 @@ class Tiers:
     notes, near = self.local.recover(strict=strict)
     more, far = self.remote.recover(strict=strict, beyond=-1 if near is None else near - 1)
     self._wake()  # what a kill has left uncopied
+    if near is None and far is not None:
+      self.local.forget_gone()
     found = [step for step in (near, far) if step is not None]
     return recovery.Recovery(self._notes + notes + more, max(found, default=None))
 

@@ -133,11 +133,17 @@ def _read_info(path: pathlib.Path | BucketPath) -> dict:
 
 
 def _checkpoints(directory: pathlib.Path | BucketPath) -> tuple[list[int], list[str]]:
-  """Steps with a manifest, ascending, and the names of those that were found damaged."""
+  """Steps with a manifest, ascending, and the names of those that are damaged.
+
+  Those were set aside, or have lost their manifest (`checkpoint.commit`); only a start and `vit-jax
+  checkpoint verify` look at the other files.
+  """
   names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
-  steps = (name for name in names if name.isascii() and name.isdigit())
-  committed = [int(name) for name in steps if (directory / name / "manifest.json").exists()]
-  return sorted(committed), sorted(name for name in names if ".corrupt" in name)
+  steps = {name for name in names if name.isascii() and name.isdigit()}
+  committed = {name for name in steps if (directory / name / "manifest.json").exists()}
+  lost = {name for name in steps - committed if f"{name}.committed" in names}
+  damaged = lost | {name for name in names if ".corrupt" in name}
+  return sorted(map(int, committed)), sorted(damaged)
 
 
 def _eta(lines: list[dict], total: int, *, since: float) -> Eta:
