@@ -2,8 +2,9 @@
 
 A save that was killed before its end leaves a step without a manifest, and so does a disk or a hand
 that loses the manifest of a good one.  What tells them apart is the mark, an empty file
-`STEP.committed` beside STEP/: it is written after the manifest, and deleted before it.  Only what has
-a manifest is saved, kept and copied; the mark is asked where a run starts, and by its reader.
+`STEP.committed` beside STEP/: it is written after the manifest, and deleted before it.  Only what
+has a manifest is kept, copied and restored; the mark is asked where a run starts, and by those who
+look at one.
 """
 
 import contextlib

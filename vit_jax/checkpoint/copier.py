@@ -2,8 +2,8 @@
 
 What the run's policy keeps is copied, the newest step first; a copy counts when its manifest is
 there, which is written last, after every file was read back and is like the original.  What is
-copied, or would not be kept, is deleted from the near directory, but for its newest step; what would
-not be kept after each save, so that one slow copy does not fill it.
+copied, or would not be kept, is deleted from the near directory, but for its newest step; what
+would not be kept after each save, so that one slow copy does not fill it.
 """
 
 from concurrent import futures
