@@ -166,6 +166,13 @@ def test_prune_keeps_the_newest_good_one(run, verb):
   assert steps(run) == ["10", "30", "40", "50"] and "deleting 20.corrupt" in out
 
 
+def test_prune_with_a_lost_manifest(run, verb):
+  """It takes no good one's place."""
+  (run.checkpoints / "40" / "manifest.json").unlink()
+  assert verb("prune", "--keep-latest=2")[0] == 0
+  assert steps(run) == ["20", "30", "40", "50"]
+
+
 def test_prune_without_a_good_one(run, verb):
   for step in ACCURACY:
     damage(run, step)

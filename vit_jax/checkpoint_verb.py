@@ -185,7 +185,8 @@ def prune(
 ) -> None:
   """Deletes what a policy does not keep, and prints what.
 
-  The newest good step, and what lies above it, which is damaged, stay.
+  The newest good step, and what lies above it, which is damaged, stay; so does what has lost its
+  manifest, which the next start of the run sets aside.
 
   Raises:
     ConfigError: the run is being trained.

@@ -5,7 +5,7 @@ import os
 import time
 
 from vit_jax import config as config_lib
-from vit_jax.checkpoint import commit, manifest
+from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.micro_batch import sizes
@@ -112,7 +112,7 @@ def is_complete(run, info: dict) -> bool:
 
   def good() -> int:
     try:
-      return commit.is_committed(last) and not manifest.problems(last)
+      return manifest.exists(last) and not manifest.problems(last)
     except OSError as error:
       raise CheckpointError(f"{last} cannot be read: {error}") from error
 

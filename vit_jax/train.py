@@ -175,6 +175,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     before = parent.info if parent else info
     for note in notes + resume.environment_changes(before, environment):
       print(f"resume: {note}")
+    checkpoints.forget_gone()  # now that it is said
     if jax.process_index() == 0:
       if continuation.changed:
         run.append_history(resume.history_entry(last_step or 0, continuation.changed))

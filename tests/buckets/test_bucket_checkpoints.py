@@ -172,6 +172,15 @@ def test_what_was_never_committed_goes(emulator, bucket, directory):
     assert save(checkpoints, 11) and checkpoints.steps() == [10, 11]
 
 
+def test_a_kill_in_the_first_save_leaves_an_empty_place(emulator, bucket, directory):
+  emulator.put(bucket, "run/checkpoints/5/params/d/x", b"1")
+  with Checkpoints(directory) as checkpoints:
+    (note,), step = checkpoints.recover(strict=True)
+    assert step is None and "whose save never finished" in note and not checkpoints.is_lost()
+    checkpoints.forget_gone()
+    assert save(checkpoints, 5) and steps_in(emulator, bucket) == ["5"]
+
+
 def test_a_lost_manifest_is_damage(emulator, bucket, directory):
   with Checkpoints(directory, keep_latest=3) as checkpoints:
     save(checkpoints, 10)
@@ -196,6 +205,7 @@ def test_a_lost_step_is_said(emulator, bucket, directory):
       checkpoints.recover(strict=True)
     (note,), step = checkpoints.recover()
     assert step == 10 and note == f"Step 20 was committed in {directory}, and is gone."
+    checkpoints.forget_gone()
     assert save(checkpoints, 20) and steps_in(emulator, bucket) == ["10", "20"]
 
 

@@ -185,6 +185,8 @@ def test_a_lost_step_is_said(directory):
       checkpoints.recover(strict=True)
     (note,), step = checkpoints.recover()
     assert step == 10 and note == f"Step 20 was committed in {directory}, and is gone."
+    assert checkpoints.recover() == ([note], 10)  # until it was said
+    checkpoints.forget_gone()
     assert checkpoints.recover(strict=True) == ([], 10) and save(checkpoints, 20, 4)
   assert listed(directory) == ["10", "20"]
 
@@ -223,6 +225,7 @@ def test_a_kill_while_a_step_is_set_aside(directory, moment, lost):
   with Checkpoints(directory) as checkpoints:
     notes, step = checkpoints.recover()
     assert step == 10 and len(notes) == (0 if moment == "renamed" and not lost else 1)
+    checkpoints.forget_gone()
     assert checkpoints.recover() == ([], 10)
   assert listed(directory) == ["10", "20.corrupt"]
 

@@ -154,8 +154,20 @@ def test_a_step_that_is_gone_here_and_good_there_is_said_once(run):
   with run.start() as tiers:
     (note,), step = tiers.recover()
     assert step == 2 and "Step 2 was committed" in note and "is gone" in note
+    tiers.forget_gone()
   with run.start() as tiers:
     assert tiers.recover(strict=True) == ([], 2)
+
+
+def test_a_step_that_is_gone_there_and_good_here_is_copied_again(run):
+  saved(run, 1, 2)
+  shutil.rmtree(run.remote / "2")
+  with run.start() as tiers:
+    (note,), step = tiers.recover(strict=True)  # no older one is used
+    assert step == 2 and "Step 2 was committed" in note
+    tiers.forget_gone()
+    settle(tiers)
+    assert run.steps() == ([2], [1, 2]) and (run.remote / "2.committed").exists()
 
 
 def test_a_manifest_that_is_lost_there_is_copied_again(run):
@@ -189,7 +201,8 @@ def test_strict_refuses_what_is_damaged_in_either(run, tier):
 def test_a_tier_that_the_run_was_continued_without_is_deleted(run):
   """Its newest step may lie beyond where the run went on: metrics in between would be lost."""
   saved(run, 1, 2)
-  shutil.rmtree(run.remote / "2")
+  shutil.rmtree(run.remote / "2")  # never copied
+  (run.remote / "2.committed").unlink()
   old = run.token
   for token in (None, old + 1):
     before = shutil.copytree(run.place, run.place.with_name("kept"), dirs_exist_ok=True)

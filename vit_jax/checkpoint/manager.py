@@ -281,8 +281,6 @@ class Checkpoints:
     def put_in_order() -> int:
       try:
         found, step = recovery.recover(self.directory, strict=strict, beyond=beyond)
-        if step is not None or beyond >= 0:
-          recovery.forget_gone(self.directory)
       except OSError as error:
         raise CheckpointError(
             f"{self.directory} cannot be put in order: {error}. Make it writable for this user,"
@@ -300,7 +298,7 @@ class Checkpoints:
     return recovery.Recovery(notes, None if newest < 0 else newest)
 
   def forget_gone(self) -> None:
-    """What was committed and is gone is not spoken of again: there is a good step elsewhere."""
+    """What was committed and is gone has been said; training goes on, and may save it anew."""
     if jax.process_index() == 0:
       with contextlib.suppress(OSError):  # the next start does it
         recovery.forget_gone(self.directory)

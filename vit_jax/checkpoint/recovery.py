@@ -77,7 +77,7 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
   steps = step_directories(directory)
   gone = _gone(directory)
   notes += [f"Step {step} was committed in {directory}, and is gone." for step in gone]
-  if strict and max(gone, default=-1) > max([*steps, beyond]):
+  if strict and max(gone, default=-1) > max([*steps, beyond + 1]):
     raise CheckpointError(
         f"Step {gone[-1]}, the newest in {directory}, is gone, and --strict goes on from no other."
         " Copy it there again from where it is intact, or leave out --strict to go on from the"
@@ -90,7 +90,7 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
       continue
     problems = manifest.problems(steps[step])
     if not problems:
-      good = step
+      good = step if asked else good
       continue
     if strict and asked:
       raise CheckpointError(
@@ -104,7 +104,7 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
 
 
 def _remove_uncommitted(directory: epath.Path) -> tuple[list[str], set[int]]:
-  """Marks what a kill or an older version left unmarked.
+  """Removes what was never committed; marks what a kill or an older version left unmarked.
 
   Returns:
     What was removed, a sentence each; and the steps that have lost their manifest.
@@ -134,13 +134,14 @@ def forget_gone(directory: epath.Path) -> None:
   Raises:
     OSError: one cannot be deleted.
   """
-  if _is_there(directory):
-    for step in _gone(directory):
-      commit.unmark(directory / str(step))
+  for step in _gone(directory):
+    commit.unmark(directory / str(step))
 
 
 def _gone(directory: epath.Path) -> list[int]:
   """Steps of which only the mark is left, ascending."""
+  if not _is_there(directory):  # a bucket's goes with the last thing in it
+    return []
   marked = commit.marked(path.name for path in directory.iterdir())
   return sorted(marked - step_directories(directory).keys())
 

@@ -156,10 +156,13 @@ class Tiers:
     notes, near = self.local.recover(strict=strict)
     more, far = self.remote.recover(strict=strict, beyond=-1 if near is None else near - 1)
     self._wake()  # what a kill has left uncopied
-    if near is None and far is not None:
-      self.local.forget_gone()
     found = [step for step in (near, far) if step is not None]
     return recovery.Recovery(self._notes + notes + more, max(found, default=None))
+
+  def forget_gone(self) -> None:
+    """As `Checkpoints.forget_gone`, of both."""
+    self.local.forget_gone()
+    self.remote.forget_gone()
 
   def is_lost(self) -> bool:
     """As `Checkpoints.is_lost`, of either."""

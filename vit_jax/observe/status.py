@@ -27,9 +27,10 @@ def read_status(workdir: str | os.PathLike) -> dict:
     or None; "eta_seconds" or None, were it running; "checkpoints", committed steps;
     "last_verified_checkpoint", the newest of them, or None: a step is committed after all its files
     were read back and hashed; "checkpoint_seconds_ago", since then, or None; "quarantined", names
-    of damaged ones set aside; "best", None or {"step", "metric", "value"}; what `sessions.summary`
-    returns; and "chip_hours_to_go", of "eta_seconds" on the chips of the newest session: neither
-    start-up, nor evaluation, nor what may fail is in it; None where it is not known.
+    of damaged ones, set aside or without their manifest; "best", None or {"step", "metric",
+    "value"}; what `sessions.summary` returns; and "chip_hours_to_go", of "eta_seconds" on the chips
+    of the newest session: neither start-up, nor evaluation, nor what may fail is in it; None where
+    it is not known.
 
   Raises:
     ConfigError: there is no such directory, or run.json is damaged; a bucket cannot be read.
@@ -141,7 +142,8 @@ def _checkpoints(directory: pathlib.Path | BucketPath) -> tuple[list[int], list[
   names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
   steps = {name for name in names if name.isascii() and name.isdigit()}
   committed = {name for name in steps if (directory / name / "manifest.json").exists()}
-  lost = {name for name in steps - committed if f"{name}.committed" in names}
+  # Asked last: of a step that is just being deleted the mark goes first.
+  lost = {name for name in steps - committed if (directory / f"{name}.committed").exists()}
   damaged = lost | {name for name in names if ".corrupt" in name}
   return sorted(map(int, committed)), sorted(damaged)
 
