@@ -1,7 +1,8 @@
 """Putting a directory of checkpoints in order after a crash, before anything is saved to it."""
 
+import itertools
 import os
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 from etils import epath
 
@@ -73,9 +74,11 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
   """
   if not _is_there(directory):
     return Recovery([], None)
-  notes, lost = _remove_uncommitted(directory)
+  names = sorted(path.name for path in directory.iterdir())
+  marked = commit.marked(names)
+  notes, lost = _remove_uncommitted(directory, names, marked)
   steps = step_directories(directory)
-  gone = _gone(directory)
+  gone = sorted(marked - steps.keys())
   notes += [f"Step {step} was committed in {directory}, and is gone." for step in gone]
   if strict and max(gone, default=-1) > max([*steps, beyond + 1]):
     raise CheckpointError(
@@ -103,19 +106,19 @@ def recover(directory: epath.Path, *, strict: bool = False, beyond: int = -1) ->
   return Recovery(notes, good)
 
 
-def _remove_uncommitted(directory: epath.Path) -> tuple[list[str], set[int]]:
+def _remove_uncommitted(
+    directory: epath.Path, names: list[str], marked: set[int]
+) -> tuple[list[str], set[int]]:
   """Removes what was never committed; marks what a kill or an older version left unmarked.
 
   Returns:
     What was removed, a sentence each; and the steps that have lost their manifest.
   """
   notes, lost = [], set()
-  names = [path.name for path in directory.iterdir()]
-  for name in sorted(names):
+  for name in names:
     if _TEMPORARY in name:
       (directory / name).rmtree()
       notes.append(f"Removed {directory / name}, left over from an interrupted save.")
-  marked = commit.marked(names)
   for step, path in step_directories(directory).items():
     if manifest.exists(path):
       if step not in marked:
@@ -134,16 +137,11 @@ def forget_gone(directory: epath.Path) -> None:
   Raises:
     OSError: one cannot be deleted.
   """
-  for step in _gone(directory):
-    commit.unmark(directory / str(step))
-
-
-def _gone(directory: epath.Path) -> list[int]:
-  """Steps of which only the mark is left, ascending."""
   if not _is_there(directory):  # a bucket's goes with the last thing in it
-    return []
+    return
   marked = commit.marked(path.name for path in directory.iterdir())
-  return sorted(marked - step_directories(directory).keys())
+  for step in marked - step_directories(directory).keys():
+    commit.unmark(directory / str(step))
 
 
 def discard(directory: epath.Path, step: int) -> None:
@@ -175,9 +173,7 @@ def set_aside(path: epath.Path) -> epath.Path:
   """
   if is_bucket(path):
     return _copied_aside(path)
-  aside, number = path.with_name(path.name + ".corrupt"), 2
-  while aside.exists():
-    aside, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
+  aside = next(name for name in _asides(path) if not name.exists())
   # A kill between the two leaves what is found damaged again: it has a manifest, or is marked.
   if manifest.exists(path):
     commit.unmark(path)
@@ -190,12 +186,20 @@ def set_aside(path: epath.Path) -> epath.Path:
 
 def _copied_aside(path: epath.Path) -> epath.Path:
   names = path.below()
-  aside, number = path.with_name(path.name + ".corrupt"), 2
   # Half a copy of this step has no manifest, and nothing that this step has not.
-  while manifest.exists(aside) or aside.below().keys() - names.keys():
-    aside, number = path.with_name(f"{path.name}.corrupt{number}"), number + 1
+  aside = next(
+      name for name in _asides(path)
+      if not manifest.exists(name) and not name.below().keys() - names.keys()
+  )
   for name in sorted(names, key=lambda name: name == manifest.NAME):
     (path / name).copy_to(aside / name)
   commit.withdraw(path)
   path.rmtree()
   return aside
+
+
+def _asides(path: epath.Path) -> Iterator[epath.Path]:
+  """STEP.corrupt, STEP.corrupt2, ..."""
+  yield path.with_name(path.name + ".corrupt")
+  for number in itertools.count(2):
+    yield path.with_name(f"{path.name}.corrupt{number}")
