@@ -27,7 +27,7 @@ import machine
 from vit_jax import config as config_lib
 
 _HERE = pathlib.Path(__file__).parent
-_CALIBRATION_STEPS = 150
+_CALIBRATION_STEPS = 300
 # A device a core, as the recipe's docstring advises.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -61,7 +61,7 @@ def main():
 
 
 def ours(arguments, seed: int, seconds: float) -> dict:
-  """Trains `cifar10_scratch` by the command line, on a folder of images."""
+  """Trains `cifar10_scratch` by the command line."""
   with tempfile.TemporaryDirectory() as directory:
     start_up, rate = _calibrate(arguments, pathlib.Path(directory) / "calibration")
     steps = int((seconds - start_up) * (1 - _MARGIN) * rate)
@@ -133,11 +133,11 @@ def table(results: list[dict]) -> str:
   """Mean and range of each side over its seeds."""
   rows = ["| trained by | minutes | seeds | accuracy, mean | lowest | highest | steps |",
           "| --- | --- | --- | --- | --- | --- | --- |"]
-  for side in dict.fromkeys((result["side"], result["minutes"]) for result in results):
-    own = [result for result in results if (result["side"], result["minutes"]) == side]
+  for side, minutes in dict.fromkeys((result["side"], result["minutes"]) for result in results):
+    own = [r for r in results if (r["side"], r["minutes"]) == (side, minutes)]
     accuracies = [result["accuracy"] for result in own]
     rows.append(
-        f"| {side[0]} | {side[1]:g} | {len(own)} | {statistics.mean(accuracies):.2%} | "
+        f"| {side} | {minutes:g} | {len(own)} | {statistics.mean(accuracies):.2%} | "
         f"{min(accuracies):.2%} | {max(accuracies):.2%} | "
         f"{statistics.mean(result['steps'] for result in own):.0f} |"
     )

@@ -17,7 +17,7 @@ import torch
 
 from worker_timm import import_timm
 
-_CALIBRATION_STEPS = 150
+_CALIBRATION_STEPS = 300
 
 
 def main():
