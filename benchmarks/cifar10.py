@@ -28,13 +28,15 @@ from vit_jax import config as config_lib
 
 _HERE = pathlib.Path(__file__).parent
 _CALIBRATION_STEPS = 300
+# Of both sides: activations in huge pages; without them a third of the time goes into page faults.
+_ENVIRONMENT = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # A device a core, as the recipe's docstring advises.
-_ENVIRONMENT = {
+_OURS = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={os.cpu_count()}",
 }
-# Of the time that is left when the steps are chosen, what is not planned for.
-_MARGIN = 0.03
+# Of the time that is left when the steps are chosen, what is not planned for: a neighbour may come.
+_MARGIN = 0.08
 
 
 def main():
@@ -93,7 +95,7 @@ def _train(arguments, workdir: pathlib.Path, steps: int, seed: int) -> None:
           f"--config.total={steps} steps", f"--config.evaluate.every={steps} steps",
           "--config.log_every=50 steps",
       ],
-      check=True, stdout=subprocess.DEVNULL, env=os.environ | _ENVIRONMENT,
+      check=True, stdout=subprocess.DEVNULL, env=_ENVIRONMENT | _OURS,
   )
 
 
@@ -109,7 +111,7 @@ def theirs(arguments, seed: int, seconds: float) -> dict:
           f"--seconds={seconds}", f"--seed={seed}", f"--settings={json.dumps(settings())}",
           f"--margin={_MARGIN}",
       ],
-      check=True, stdout=subprocess.PIPE, text=True,
+      check=True, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT,
   )
   return json.loads(done.stdout.splitlines()[-1])
 
