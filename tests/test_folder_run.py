@@ -221,7 +221,8 @@ def test_nothing_is_written_when_a_value_cannot_work(tmp_path, capsys):
   folder, workdir = write_folder(tmp_path / "photos", images=8), tmp_path / "run"
   for wrong in ("--config.total=0 steps", "--config.schedule.warmup=200 percent",
                 "--config.model.attention=cudnn", "--config.input.short_side=99",
-                "--config.model.image_size=17", "--config.evaluate.split=dev"):
+                "--config.model.image_size=17", "--config.evaluate.split=dev",
+                "--config.checkpoint.best_metric=accuracy_top5"):
     code, _, err = train(folder, workdir, wrong, capsys=capsys)
     assert code == 2, (wrong, err)
     assert not (workdir / "run.json").exists() and not (workdir / "config.json").exists()

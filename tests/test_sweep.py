@@ -8,6 +8,8 @@ import time
 import pytest
 
 from vit_jax import sweep as sweep_lib
+from vit_jax.loading import step_of_run
+from vit_jax.observe.status import read_status
 
 from test_folder_run import TINY, run, write_folder
 
@@ -31,6 +33,8 @@ def sweep(arg=None):
       None: [{"optimizer.learning_rate": 1e-3, "optimizer.freeze": "^head/"}, good],
       "explodes": [{"optimizer.learning_rate": 1e38}, good],
       "bad": [{"optimizer.learning_rate": "fast"}],
+      "one": [good],
+      "metric": [{"checkpoint.best_metric": "loss"}, good],
   }[arg]
 '''
 
@@ -106,6 +110,43 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
   assert len(tested) == 1
   assert json.loads((tmp_path / "winner.json").read_text())["test"] == {"examples": 24}
 
+  # By the loss the smallest wins; what is finished is not trained again for it.
+  tested.clear()
+  code, out, err = sweep(recipe, tmp_path, "--config.checkpoint.best_metric=loss", capsys=capsys)
+  assert code == 0 and out.count("finished already") == 2, err
+  frozen, quick = table(tmp_path)
+  assert frozen["measure"] == quick["measure"] == "eval/validation/loss"
+  assert float(quick["value"]) < float(frozen["value"])
+  winner = json.loads((tmp_path / "winner.json").read_text())
+  assert winner["run"] == quick["run"] and winner["measure"] == "eval/validation/loss"
+  assert tested == [str(tmp_path / quick["run"])]
+
+
+def test_the_best_by_the_loss(recipe, tmp_path, capsys, monkeypatch):
+  """The sweep, `status` and @best agree that less is better."""
+  tested = []
+
+  def remember(ref, **_):
+    tested.append(ref)
+    return {"metrics": {"examples": 24}}
+
+  monkeypatch.setattr(sweep_lib, "evaluate", remember)
+  code, _, err = sweep(
+      recipe, tmp_path, "--config.checkpoint.best_metric=loss", "--config.total=10 steps",
+      "--config.evaluate.every=5 steps", arg=":one", capsys=capsys,
+  )
+  assert code == 0, err
+  (row,) = table(tmp_path)
+  member, name = tmp_path / row["run"], "eval/validation/loss"
+  lines = [json.loads(line) for line in (member / "metrics.jsonl").read_text().splitlines()]
+  losses = {line["step"]: line[name] for line in lines if name in line}
+  assert set(losses) == {5, 10} and losses[5] != losses[10]
+  best = min(losses, key=losses.get)
+  assert row["measure"] == name and float(row["value"]) == losses[best]
+  assert read_status(member)["best"] == {"step": best, "metric": name, "value": losses[best]}
+  assert step_of_run(member, "best") == best
+  assert tested == [f"{member}@best"]
+
 
 @pytest.mark.slow
 def test_a_run_that_explodes_is_left_out(recipe, tmp_path, capsys):
@@ -120,6 +161,7 @@ def test_a_run_that_explodes_is_left_out(recipe, tmp_path, capsys):
     ("", ["--index=2"], "the sweep has the runs 0 to 1"),
     ("", ["--config.optimizer.learning_rate=0.1"], "is what the sweep"),
     (":bad", [], "config.optimizer.learning_rate to 'fast'"),
+    (":metric", [], "varies config.checkpoint.best_metric, by which its runs are compared"),
 ])
 def test_what_is_refused(recipe, tmp_path, capsys, arg, more, message):
   code, _, err = sweep(recipe, tmp_path, *more, arg=arg, capsys=capsys)

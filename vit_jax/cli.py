@@ -156,8 +156,8 @@ it take.  For GPUs, or without it, that is estimated.  Each number says what it 
   vit-jax sweep --config=... --workdir=runs/sweep --print             what it would train
   vit-jax sweep --config=... --workdir=runs/sweep --index=$SLURM_ARRAY_TASK_ID      one of them
 Each run lies in a directory of its own and is skipped once finished.  DIR/sweep.csv compares them
-by the held-out split; DIR/winner.json names the best, which alone is evaluated on the test
-split.""")
+by config.checkpoint.best_metric [accuracy] on the held-out split; DIR/winner.json names the best,
+which alone is evaluated on the test split.""")
   add("--config", required=True, metavar="NAME[:ARG]|FILE.py[:ARG]", help="a recipe with sweep()")
   add("--workdir", required=True, metavar="DIR", help="directory of the runs, made if missing")
   add("--index", type=int, metavar="N", help="train only run N, from 0 [all]")

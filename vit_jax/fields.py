@@ -356,8 +356,9 @@ FIELDS = {
         10, RUNTIME, "attempts after a failed save, 1, 2, 4, ... seconds apart", minimum=0
     ),
     "checkpoint.best_metric": Field(
-        None, RUNTIME, "evaluation metric whose best checkpoint is kept; None: off", str,
-        choices=("accuracy",),
+        None, RUNTIME, "evaluation metric whose best checkpoint is kept, and by which a sweep "
+        "chooses; None: keep none, and choose by accuracy", str,
+        choices=("accuracy", "accuracy_top5", "loss"),
     ),
     "debug.repeat_batch": Field(
         False, IDENTITY, "train on the first batch for ever: measures the step without the input"

@@ -2,7 +2,8 @@
 
     DIR/00_learning_rate=0.003/    a run like any other
     DIR/sweep.csv                  a line each: values, state, measure
-    DIR/winner.json                the best, and what it reaches on the test split
+    DIR/winner.json                the best by `checkpoint.best_metric` [accuracy], and what it
+                                   reaches on the test split
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from vit_jax.bucket import atomic
 from vit_jax.bucket.path import BucketPath, is_bucket, place
 from vit_jax.checkpoint.lease import Lease
 from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.checkpoint.retention import less_is_better
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.open import open_configured
 from vit_jax.errors import ConfigError, NonFiniteError
@@ -68,6 +70,11 @@ def members(spec: str, overrides: dict[str, str], workdir: str) -> list[Member]:
       if key in overrides:
         raise ConfigError(
             f"--config.{key} is what the sweep of {spec} varies: leave it out, or train one run"
+        )
+      if key == "checkpoint.best_metric":
+        raise ConfigError(
+            f"the sweep of {spec} varies config.{key}, by which its runs are compared: leave it "
+            f"out there, and give all the same with --config.{key}=loss"
         )
     config = config_lib.override_values(base, values, origin=f"the sweep of {spec}")
     text = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
@@ -166,13 +173,23 @@ def _state(member: Member) -> str:
   return "finished" if status["state"] == "complete" else "begun"
 
 
+def _metric(member: Member) -> str:
+  """Name of the measure that the runs are compared by."""
+  return f"eval/{_evaluated(member)}/{member.config.checkpoint.best_metric or 'accuracy'}"
+
+
+def _best(member: Member) -> dict | None:
+  """What `status` says of the member's @best, where that is kept by this measure; else None."""
+  best = read_status(str(member.workdir))["best"]
+  return best if best and best["metric"] == _metric(member) else None
+
+
 def _measure(member: Member) -> tuple[str, float | None]:
   """Name of the measure, and the member's last value, or best where its best is kept."""
-  status = read_status(str(member.workdir))
-  if best := status["best"]:
-    return best["metric"], best["value"]
-  name = f"eval/{_evaluated(member)}/accuracy"
-  return name, status["metrics"].get(name)
+  name = _metric(member)
+  if best := _best(member):
+    return name, best["value"]
+  return name, read_status(str(member.workdir))["metrics"].get(name)
 
 
 def _evaluated(member: Member) -> str:
@@ -196,7 +213,8 @@ def _write_table(everything: list[Member], workdir: str) -> None:
 
 def _tested(winner: Member) -> dict:
   """What the winner reaches on a split that nothing was chosen by: test, else validation."""
-  ref = f"{winner.workdir}@best" if winner.config.checkpoint.best_metric else str(winner.workdir)
+  kept = decided_by_first(lambda: _best(winner) is not None, "which checkpoint is tested")
+  ref = f"{winner.workdir}@best" if kept else str(winner.workdir)
   held_out, there = _evaluated(winner), open_configured(winner.config).splits
   for split in ("test", "validation"):
     if split == held_out:
@@ -216,7 +234,8 @@ def _announce_winner(everything: list[Member], workdir: str) -> None:
   measured = [row for row in measured if row[2] is not None]
   if not measured:
     raise ConfigError(f"{workdir}: no run of the sweep finished with a measure: see sweep.csv")
-  winner, name, value = max(measured, key=lambda row: row[2])
+  choose = min if less_is_better(measured[0][1]) else max
+  winner, name, value = choose(measured, key=lambda row: row[2])
   report = {"run": winner.workdir.name, "values": winner.values, "measure": name, "value": value}
   report = json.loads(json.dumps(report))  # tuples become what they are in the file
   file = place(workdir) / "winner.json"

@@ -19,6 +19,7 @@ from vit_jax import run_state
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.checkpoint.preemption import StopSignal
 from vit_jax.checkpoint.processes import decided_by_first
+from vit_jax.checkpoint.retention import less_is_better
 from vit_jax.checkpoint.retry import Saves
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.checkpoint.tiers import Tiers, directory_of
@@ -100,6 +101,12 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     # Where it stands, and the weights to start from when it stands nowhere yet.
     metric = config.checkpoint.best_metric
     best = metric and f"eval/{evaluated.split}/{metric}"
+    if metric == "accuracy_top5" and len(dataset.classes) <= 5:
+      raise ConfigError(
+          f"config.checkpoint.best_metric is {metric!r}, and {dataset.name} has only "
+          f"{len(dataset.classes)} classes, of which the best five are always right: set "
+          "--config.checkpoint.best_metric=accuracy or loss"
+      )
     checkpoints = stack.enter_context(
         Checkpoints(
             run.checkpoints, keep_latest=config.checkpoint.keep_latest, best_metric=best,
@@ -189,6 +196,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
           "class_weights": weights,
           "evaluation_split": evaluated.split,
           "best_metric": best,
+          "best_is_smallest": less_is_better(best),
           "retention": checkpoints.policy.to_json(),
           "local_tier": config.checkpoint.local and checkpoints.token,
           "total_steps": plan.total_steps,

@@ -23,6 +23,15 @@ def test_the_best_is_a_finite_number():
   assert Policy(1, "b").best(found) is None
 
 
+def test_of_a_loss_the_smallest_is_the_best():
+  values = {1: 0.7, 2: 0.4, 3: 0.4, 4: 0.9, 5: float("-inf")}
+  metrics = {step: {"eval/test/loss": x, "eval/test/accuracy": x} for step, x in values.items()}
+  found = {step: Saved(metrics=both) for step, both in metrics.items()}
+  assert Policy(1, "eval/test/loss").best(found) == 2
+  assert Policy(1, "eval/test/loss").superfluous(found) == [1, 3, 4]
+  assert Policy(1, "eval/test/accuracy").best(found) == 4
+
+
 def kept_over(times: dict[int, float | None], policy) -> list[int]:
   """The steps left of a run that saves them one after the other."""
   there = {}

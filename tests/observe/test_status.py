@@ -125,6 +125,14 @@ def test_the_best_leaves_out_what_is_not_finite(tmp_path):
   assert status["best"] == {"step": 2, "metric": "a", "value": 1.0}
 
 
+def test_the_best_may_be_the_smallest(tmp_path):
+  info = {"total_steps": 4, "best_metric": "eval/test/loss", "best_is_smallest": True}
+  losses = {1: 0.5, 2: 0.25, 3: 0.25}
+  steps = {step: {"eval/test/loss": loss} for step, loss in losses.items()}
+  write_run(tmp_path, steps=steps, lines=[], info=info)
+  assert read_status(tmp_path)["best"] == {"step": 2, "metric": "eval/test/loss", "value": 0.25}
+
+
 def test_an_empty_directory_and_none(tmp_path):
   status = read_status(tmp_path)
   assert status["state"] == "not started" and status["checkpoints"] == []

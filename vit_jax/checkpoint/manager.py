@@ -63,7 +63,7 @@ class Checkpoints:
       directory: of the STEP directories; made by the first save.
       keep_latest: how many of the newest steps stay; the best stays besides.
       keep_every: interval of which the first step stays, too.
-      best_metric: key of `meta["metrics"]`, of which more is better; or None.
+      best_metric: key of `meta["metrics"]`, see `retention.less_is_better`; or None.
       read_only: for whoever does not own the run.
       confirm_owner: is called by process 0 just before a step is committed; raises a ConfigError,
         which `save`, `check` and `wait` then raise, where this process may no longer write.

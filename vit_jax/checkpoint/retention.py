@@ -7,6 +7,14 @@ from etils import epath
 
 from vit_jax.checkpoint import commit
 
+# Of every other evaluation metric more is better.
+_LESS_IS_BETTER = ("loss",)
+
+
+def less_is_better(metric: str | None) -> bool:
+  """Whether the best value of a metric, such as `eval/SPLIT/loss`, is its smallest."""
+  return metric is not None and metric.rpartition("/")[2] in _LESS_IS_BETTER
+
 
 class Every(NamedTuple):
   """An interval of which the first checkpoint is kept for ever: in steps or in seconds.
@@ -57,15 +65,15 @@ class Policy(NamedTuple):
     return [step for step in steps if step not in kept]
 
   def best(self, saved: dict[int, Saved]) -> int | None:
-    """The step whose metric is largest, the earliest of equals; None without a metric.
+    """The step whose metric is best, the earliest of equals; None without a metric.
 
     Steps without the metric, or where it is not a finite number, do not compete.
     """
-    scores = {}
+    sign, scores = -1 if less_is_better(self.best_metric) else 1, {}
     for step, (_, metrics) in saved.items():
       value = metrics.get(self.best_metric)
       if isinstance(value, (int, float)) and math.isfinite(value):
-        scores[step] = value
+        scores[step] = sign * value
     return max(scores, key=lambda step: (scores[step], -step), default=None)
 
   def for_ever(self, saved: dict[int, Saved]) -> set[int]:

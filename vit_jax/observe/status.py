@@ -204,5 +204,6 @@ def _best(
       found.append((value, step))
   if not found:
     return None
-  value, step = max(found, key=lambda pair: (pair[0], -pair[1]))
+  sign = -1 if info.get("best_is_smallest") else 1
+  value, step = max(found, key=lambda pair: (sign * pair[0], -pair[1]))
   return {"step": step, "metric": metric, "value": value}
