@@ -35,6 +35,7 @@ def sweep(arg=None):
       "bad": [{"optimizer.learning_rate": "fast"}],
       "one": [good],
       "metric": [{"checkpoint.best_metric": "loss"}, good],
+      "late": [{"evaluate.split": "validation"}, {"evaluate.split": "test[50%:]"}],
   }[arg]
 '''
 
@@ -181,6 +182,12 @@ def test_runs_of_another_config_are_not_taken_over(recipe, tmp_path, capsys):
   assert code == 2 and "was begun with another recipe" in err
 
 
-def test_the_test_split_does_not_choose(recipe, tmp_path, capsys):
-  code, _, err = sweep(recipe, tmp_path / "x", "--config.evaluate.split=test", capsys=capsys)
+@pytest.mark.parametrize("arg, more, split", [
+    ("", ["--config.evaluate.split=test"], "'test'"),
+    ("", ["--config.evaluate.split=test [:50%]"], "'test [:50%]'"),
+    (":late", [], "config.evaluate.split of 01_split=test-50-"),
+])
+def test_the_test_split_does_not_choose(recipe, tmp_path, capsys, arg, more, split):
+  code, _, err = sweep(recipe, tmp_path / "x", *more, arg=arg, capsys=capsys)
   assert code == 2 and "compared by a held-out split" in err and not (tmp_path / "x").exists()
+  assert split in err and "--config.evaluate.split='train[90%:]'" in err

@@ -102,7 +102,7 @@ def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> No
     # A directory of another sweep's, or of other values, is not taken for this one's.
     if RunDirectory(member.workdir).exists():
       continue_or_begin(RunDirectory(member.workdir), member.config, amend=False)
-  _check_held_out(everything[0].config)
+  _check_held_out(everything)
   directory = place(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   with _alone(directory):
@@ -146,15 +146,24 @@ def _alone(directory: pathlib.Path | BucketPath):
     yield
 
 
-def _check_held_out(config) -> None:
-  """Raises ConfigError where the runs would be chosen by the test split."""
-  split = config.evaluate.split or evaluation_split(config, open_configured(config))
-  if split == "test":
-    raise ConfigError(
-        "the runs of a sweep are compared by a held-out split, and here that would be test: hold "
-        "out a part of train with --config.input.split='train[:90%]' "
-        "--config.evaluate.split='train[90%:]'"
-    )
+def _check_held_out(everything: list[Member]) -> None:
+  """Raises ConfigError where the runs would be chosen by the test split, or by a part of it."""
+  defaults = {}  # the split that is evaluated where none is named, by data
+  for member in everything:
+    config = member.config
+    split = config.evaluate.split
+    if not split:
+      data = json.dumps(config_lib.to_json(config)["input"])
+      if data not in defaults:
+        defaults[data] = evaluation_split(config, open_configured(config))
+      split = defaults[data]
+    if split.replace(" ", "").partition("[")[0] == "test":
+      raise ConfigError(
+          "the runs of a sweep are compared by a held-out split, and config.evaluate.split of "
+          f"{member.workdir.name} would be {split!r}: hold out a part of train with "
+          "--config.input.split='train[:90%]' --config.evaluate.split='train[90%:]', and let "
+          "sweep() name no part of test"
+      )
 
 
 def _write(file: pathlib.Path | BucketPath, text: str) -> None:
@@ -217,7 +226,7 @@ def _tested(winner: Member) -> dict:
   ref = f"{winner.workdir}@best" if kept else str(winner.workdir)
   held_out, there = _evaluated(winner), open_configured(winner.config).splits
   for split in ("test", "validation"):
-    if split == held_out:
+    if held_out.startswith(split):  # it, a part of it, or it with other labels
       break
     if split in there:
       found = evaluate(ref, config_spec=None, overrides={"evaluate.split": split})["metrics"]
