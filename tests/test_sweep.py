@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 import threading
 import time
 
 import pytest
 
 from vit_jax import sweep as sweep_lib
+from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.loading import step_of_run
 from vit_jax.observe.status import read_status
 
@@ -34,6 +36,7 @@ def sweep(arg=None):
       "explodes": [{"optimizer.learning_rate": 1e38}, good],
       "bad": [{"optimizer.learning_rate": "fast"}],
       "one": [good],
+      "three": [{"seed": 1}, {"seed": 2}, {"seed": 3}],
       "metric": [{"checkpoint.best_metric": "loss"}, good],
       "late": [{"evaluate.split": "validation"}, {"evaluate.split": "test[50%:]"}],
   }[arg]
@@ -54,6 +57,12 @@ def sweep(recipe, workdir, *more, capsys, arg=""):
       "sweep", f"--config={recipe / 'colors.py'}{arg}", f"--workdir={workdir}",
       f"--config.input.path={recipe / 'photos'}", *TINY, *more, capsys=capsys,
   )
+
+
+def members_of(recipe, workdir, arg=""):
+  keys = [option.removeprefix("--config.").split("=", 1) for option in TINY]
+  overrides = dict(keys) | {"input.path": str(recipe / "photos")}
+  return sweep_lib.members(f"{recipe / 'colors.py'}{arg}", overrides, str(workdir))
 
 
 def table(workdir):
@@ -97,9 +106,7 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
     return {"metrics": {"examples": 24}}
 
   monkeypatch.setattr(sweep_lib, "evaluate", slowly)
-  keys = [option.removeprefix("--config.").split("=", 1) for option in TINY]
-  overrides = dict(keys) | {"input.path": str(recipe / "photos")}
-  everything = sweep_lib.members(str(recipe / "colors.py"), overrides, str(tmp_path))
+  everything = members_of(recipe, tmp_path)
   jobs = [
       threading.Thread(target=sweep_lib.sweep, args=([], everything), kwargs={"workdir": tmp_path})
       for _ in range(2)
@@ -167,6 +174,33 @@ def test_a_run_that_explodes_is_left_out(recipe, tmp_path, capsys):
 def test_what_is_refused(recipe, tmp_path, capsys, arg, more, message):
   code, _, err = sweep(recipe, tmp_path, *more, arg=arg, capsys=capsys)
   assert code == 2 and message in err
+
+
+@pytest.mark.parametrize("more, threads", [
+    (["--index=0"], "41"), (["--index=1"], "43"), ([], "43"), (["--index=2"], None),
+])
+def test_a_run_goes_on_with_its_own_number_of_cpu_threads(
+    recipe, tmp_path, capsys, monkeypatch, more, threads
+):
+  """Run 0 is finished, run 1 was begun; where one process trains all, run 1 decides."""
+  info = {
+      "requested": {}, "classes": [], "fingerprint": "", "total_steps": 5, "best_metric": None,
+  }
+  everything = members_of(recipe, tmp_path, arg=":three")
+  for member, number in zip(everything, (41, 43)):
+    run_directory = RunDirectory(member.workdir)
+    run_directory.path.mkdir()
+    run_directory.write_info(info | {"environment": {"cpu_threads": number}})
+  last = everything[0].workdir / "checkpoints" / "5"
+  last.mkdir(parents=True)
+  (last / "manifest.json").write_text("{}")
+  seen = []
+  monkeypatch.setattr(sweep_lib, "sweep", lambda *_, **__: seen.append(os.environ["NPROC"]))
+  monkeypatch.setenv("NPROC", "1")  # so that what the verb sets is undone after the test
+  monkeypatch.delenv("NPROC")
+  code, _, err = sweep(recipe, tmp_path, *more, arg=":three", capsys=capsys)
+  assert code == 0, err
+  assert seen == [threads or str(len(os.sched_getaffinity(0)))]
 
 
 def test_a_recipe_without_a_sweep(tmp_path, capsys):

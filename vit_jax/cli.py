@@ -355,11 +355,7 @@ def _plan(arguments, overrides):
 def _sweep(arguments, overrides):
   from vit_jax import resume
   from vit_jax.checkpoint.run import RunDirectory
-
-  resume.pin_cpu_threads(RunDirectory(arguments.workdir))
-  if not arguments.print:
-    _start_processes(arguments, overrides)
-  from vit_jax.sweep import members, sweep
+  from vit_jax.sweep import members, sets_threads, sweep
 
   everything = members(arguments.config, overrides, arguments.workdir)
   if arguments.index is not None and not 0 <= arguments.index < len(everything):
@@ -368,9 +364,11 @@ def _sweep(arguments, overrides):
   chosen = everything if arguments.index is None else [everything[arguments.index]]
   if arguments.print:
     print("\n".join(f"{member.workdir}: {member.values}" for member in chosen))
-  else:
-    with forgiving_stdout():
-      sweep(chosen, everything, workdir=arguments.workdir)
+    return
+  resume.pin_cpu_threads(RunDirectory(sets_threads(chosen).workdir))
+  _start_processes(arguments, overrides)
+  with forgiving_stdout():
+    sweep(chosen, everything, workdir=arguments.workdir)
 
 
 def _evaluate(arguments, overrides):

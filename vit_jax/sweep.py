@@ -85,6 +85,16 @@ def members(spec: str, overrides: dict[str, str], workdir: str) -> list[Member]:
   return found
 
 
+def sets_threads(chosen: list[Member]) -> Member:
+  """The member whose number of CPU threads, see `resume.pin_cpu_threads`, all of them get.
+
+  A process has one number for all that it trains.  The first that was begun and is not finished
+  goes on with its own, so that it goes on bit for bit; where another was begun with another number,
+  its training says so.  Else it is the first member, begun or not.
+  """
+  return next((member for member in chosen if _state(member) == "begun"), chosen[0])
+
+
 def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> None:
   """Trains the chosen members that are not finished; then compares all that are.
 
