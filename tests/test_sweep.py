@@ -6,10 +6,12 @@ import os
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from vit_jax import sweep as sweep_lib
 from vit_jax.checkpoint.run import RunDirectory
+from vit_jax.data.source import ArraySource, DataSet
 from vit_jax.loading import step_of_run
 from vit_jax.observe.status import read_status
 
@@ -174,6 +176,59 @@ def test_a_run_that_explodes_is_left_out(recipe, tmp_path, capsys):
 def test_what_is_refused(recipe, tmp_path, capsys, arg, more, message):
   code, _, err = sweep(recipe, tmp_path, *more, arg=arg, capsys=capsys)
   assert code == 2 and message in err
+
+
+class Unlisted:
+  """A split that tells a label only with its record, as TFDS's."""
+
+  def __init__(self, labels):
+    self.truth, self.read = labels, 0
+
+  def __len__(self):
+    return len(self.truth)
+
+  def record(self, index):
+    self.read += 1
+    return {"image": b"", "label": self.truth[index], "name": str(index)}
+
+
+@pytest.mark.parametrize("held_out, tested", [
+    ("train[99%:]", "validation"), ("validation[:50%]", None), ("validation_real", None),
+])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_split_without_labels_is_not_evaluated(
+    recipe, tmp_path, monkeypatch, listed, held_out, tested
+):
+  """As the test split of ImageNet."""
+  (winner,) = members_of(recipe, tmp_path, arg=":one")
+  winner.workdir.mkdir()
+  RunDirectory(winner.workdir).write_info({
+      "requested": {}, "classes": [], "fingerprint": "", "total_steps": 5, "best_metric": None,
+      "environment": {}, "evaluation_split": held_out,
+  })
+  splits = {"test": [-1] * 9, "validation": [-1, 0, 1]}
+  for name, labels in splits.items():
+    images, array = np.zeros((len(labels), 8, 8, 3), np.uint8), np.array(labels, np.int32)
+    source = ArraySource("data", name, ("a", "b"), images, array)
+    splits[name] = source if listed else Unlisted(labels)
+  dataset = DataSet("data", ("a", "b"), splits, "")
+  monkeypatch.setattr(sweep_lib, "open_configured", lambda _: dataset)
+  evaluated = []
+
+  def remember(ref, *, config_spec, overrides):
+    evaluated.append((ref, overrides))
+    return {"metrics": {"examples": 2}}
+
+  monkeypatch.setattr(sweep_lib, "evaluate", remember)
+  found = sweep_lib._tested(winner)
+  if tested:
+    assert found == {"test_split": tested, "test": {"examples": 2}}
+    assert evaluated == [(str(winner.workdir), {"evaluate.split": tested})]
+  else:
+    assert not found and not evaluated
+  if not listed:
+    assert splits["test"].read == 9 and splits["validation"].read == (2 if tested else 0)
+
 
 
 @pytest.mark.parametrize("more, threads", [

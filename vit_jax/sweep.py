@@ -238,12 +238,25 @@ def _tested(winner: Member) -> dict:
   for split in ("test", "validation"):
     if held_out.startswith(split):  # it, a part of it, or it with other labels
       break
-    if split in there:
+    if split not in there:
+      continue
+    if decided_by_first(lambda: _is_labeled(there[split]), f"whether {split} has labels"):
       found = evaluate(ref, config_spec=None, overrides={"evaluate.split": split})["metrics"]
-      if found["examples"]:  # some test splits are published without labels
-        return {"test_split": split, "test": found}
+      return {"test_split": split, "test": found}
   print(f"{winner.workdir.parent}: no split is left to test on; {held_out} chose the winner")
   return {}
+
+
+def _is_labeled(source) -> bool:
+  """Whether any record has a class, without which some test splits are published.
+
+  Where the source does not list its labels, records are read, and not decoded, up to the first that
+  has one: of most splits that is one record.
+  """
+  labels = getattr(source, "labels", None)
+  if labels is None:
+    labels = (source.record(index)["label"] for index in range(len(source)))
+  return any(label >= 0 for label in labels)
 
 
 def _announce_winner(everything: list[Member], workdir: str) -> None:
