@@ -72,6 +72,13 @@ def table(workdir):
 
 
 def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
+  tested, real = [], sweep_lib.evaluate
+
+  def remember(ref, *, config_spec, overrides):
+    tested.append((ref, overrides))
+    return real(ref, config_spec=config_spec, overrides=overrides)
+
+  monkeypatch.setattr(sweep_lib, "evaluate", remember)
   code, out, err = sweep(recipe, tmp_path, "--print", capsys=capsys)
   assert code == 0 and out.count("optimizer.learning_rate") == 2, err
   assert not list(tmp_path.iterdir())
@@ -79,7 +86,7 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
   code, out, err = sweep(recipe, tmp_path, "--index=1", capsys=capsys)
   assert code == 0, err
   assert [row["state"] for row in table(tmp_path)] == ["waiting", "finished"]
-  assert not (tmp_path / "winner.json").exists()
+  assert not (tmp_path / "winner.json").exists() and not tested
 
   code, out, err = sweep(recipe, tmp_path, capsys=capsys)
   assert code == 0 and "01_learning_rate=0.005: finished already" in out, err
@@ -90,6 +97,7 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
   winner = json.loads((tmp_path / "winner.json").read_text())
   assert winner["run"] == "01_learning_rate=0.005" and winner["value"] == float(quick["value"])
   assert winner["test_split"] == "test" and winner["test"]["examples"] == 24
+  assert tested == [(str(tmp_path / winner["run"]), {"evaluate.split": "test"})]
   for member in (frozen, quick):
     lines = (tmp_path / member["run"] / "metrics.jsonl").read_text()
     assert "eval/validation/accuracy" in lines and "eval/test" not in lines
@@ -97,10 +105,11 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
   written = (tmp_path / "winner.json").read_text()
   code, out, _ = sweep(recipe, tmp_path, capsys=capsys)
   assert code == 0 and "wins with" in out and (tmp_path / "winner.json").read_text() == written
+  assert len(tested) == 1
 
   # Two jobs of an array that end together: one tests.
   (tmp_path / "winner.json").unlink()
-  tested = []
+  tested.clear()
 
   def slowly(ref, **_):
     tested.append(ref)
@@ -117,7 +126,7 @@ def test_the_best_is_tested(recipe, tmp_path, capsys, monkeypatch):
     job.start()
   for job in jobs:
     job.join()
-  assert len(tested) == 1
+  assert tested == [str(tmp_path / "01_learning_rate=0.005")]
   assert json.loads((tmp_path / "winner.json").read_text())["test"] == {"examples": 24}
 
   # By the loss the smallest wins; what is finished is not trained again for it.
