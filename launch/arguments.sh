@@ -23,7 +23,7 @@ fail() {
 }
 
 read_options() {
-  local valued=" $1 " flags=" $2 " argument name
+  local known=" ${1//$'\n'/ } $2 " flags=" $2 " argument name
   shift 2
   while (($#)); do
     argument=$1
@@ -37,7 +37,7 @@ read_options() {
     fi
     name=${argument#--}
     name=${name%%=*}
-    if [[ ! $argument =~ ^--[a-z] || ! $name =~ ^[a-z-]+$ || "$valued$flags" != *" $name "* ]]; then
+    if [[ ! $argument =~ ^--[a-z] || ! $name =~ ^[a-z-]+$ || $known != *" $name "* ]]; then
       fail "${argument@Q} is no option here: see --help. What vit-jax shall get stands after --"
     elif [[ -n ${option[$name]:-} ]]; then
       fail "--$name is given twice: leave one out"
@@ -80,9 +80,9 @@ check_count() {
 
 # check_command VERB...: `arguments` begin with one of the verbs; sets `workdir`.
 check_command() {
-  local verb=${arguments[0]:-} index word
-  [[ $verb && " $* " == *" $verb "* && $verb != *" "* ]] ||
-    fail "after -- stands ${verb:+${verb@Q}, }${verb:-nothing}: write -- ${*// /|}" \
+  local verb=${arguments[0]:-} allowed="$*" index word
+  [[ $verb && " $allowed " == *" $verb "* && $verb != *" "* ]] ||
+    fail "after -- stands ${verb:+${verb@Q}, }${verb:-nothing}: write -- ${allowed// /|}" \
       "--config=... --workdir=..., as for vit-jax"
   workdir=
   for ((index = 1; index < ${#arguments[@]}; index++)); do

@@ -4,10 +4,10 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: bash launch/gke.sh VERB NAME [OPTION...] [-- train ARGUMENT...]
+usage: bash launch/gke.sh VERB NAME [OPTION...] [-- train|sweep ARGUMENT...]
 
   run      apply the JobSet NAME; again, with the same options, it changes nothing
-  logs     follow the log of process 0
+  logs     follow the log of process 0 (with --runs, of run 0)
   status   its pods
   delete   end it: the pods get SIGTERM, save a checkpoint and go
 
@@ -19,6 +19,8 @@ Options of run:
   --gpus=N                 instead of --tpu: N GPUs of each machine
   --gpu=TYPE               such as nvidia-h100-80gb
   --nodes=N                GPU machines [1]
+  --runs=N                 with sweep, on GPUs: one job for each of its N runs (--index), which has
+                           --nodes machines for itself
   --spot                   on spot machines
   --service-account=NAME   Kubernetes' name for who may read and write the bucket
   --restarts=N             of the whole set, when machines are lost [100]
@@ -38,8 +40,8 @@ END
 source "$(dirname -- "${BASH_SOURCE[0]}")/arguments.sh"
 
 case ${1:-} in -h | --help) usage; exit 0 ;; esac
-read_options "image tpu topology chips-per-host slices gpus gpu nodes service-account restarts" \
-  "spot dry-run" "$@"
+read_options "image tpu topology chips-per-host slices gpus gpu nodes runs
+  service-account restarts" "spot dry-run" "$@"
 verb=${positional[0]:-} name=${positional[1]:-}
 check_pattern "the verb" "$verb" "run|logs|status|delete" "write run, logs, status or delete"
 ((${#positional[@]} <= 2)) || fail "${positional[2]@Q} is too many: write VERB NAME, then options"
@@ -60,6 +62,9 @@ check_cuboid() {
 check_tpu() {
   local shapes='1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16' chips=1 side most='' all_on_one machines=4
   check_pattern --tpu "${option[tpu]}" 'v4|v5e|v5p|v6e' "write v4, v5e, v5p or v6e"
+  # GKE tells all slices of a set that they train together.
+  [[ -z ${option[runs]:-} ]] ||
+    fail "--runs does not go with --tpu: start a set for each run, with -- sweep ... --index=N"
   check_needed topology
   case ${option[tpu]} in
     v4) accelerator=tpu-v4-podslice most=4096 all_on_one=4 ;;
@@ -86,7 +91,8 @@ check_tpu() {
   check_pattern --chips-per-host "${option[chips-per-host]}" "$machines" \
     "a machine of ${option[tpu]} ${option[topology]} has ${machines/|/ or } chips"
   replicas=${option[slices]} devices=${option[chips-per-host]}
-  hosts=$((chips / devices)) resource=google.com/tpu group=slice
+  hosts=$((chips / devices)) together=$((chips / devices * replicas))
+  resource=google.com/tpu group=slice
 }
 
 check_gpu() {
@@ -94,7 +100,9 @@ check_gpu() {
   check_count gpus ""
   check_count nodes 1
   check_pattern --gpu "${option[gpu]}" '[a-z0-9-]+' "write a type such as nvidia-h100-80gb"
-  accelerator=${option[gpu]} replicas=1 hosts=${option[nodes]} devices=${option[gpus]}
+  [[ -z ${option[runs]:-} ]] || check_count runs ""
+  accelerator=${option[gpu]} replicas=${option[runs]:-1} devices=${option[gpus]}
+  hosts=${option[nodes]} together=${option[nodes]}
   resource=nvidia.com/gpu group=worker
 }
 
@@ -112,7 +120,7 @@ check_run() {
   check_count restarts 100
   [[ -z ${option[service-account]:-} ]] ||
     check_resource_name --service-account "${option[service-account]}" 63
-  check_command train
+  if [[ ${option[runs]:-} ]]; then check_command sweep; else check_command train sweep; fi
   check_bucket
   for each in "${arguments[@]}"; do
     [[ ${each//[$'\n\t\r']/} != *[$'\x01'-$'\x1f'$'\x7f']* ]] ||
@@ -136,13 +144,18 @@ yaml_string() {
 }
 
 processes() {
+  local job=0
+  if [[ ${option[runs]:-} ]]; then
+    job="\$(JOB_INDEX)"
+    printf '              - "%s"\n' "--index=$job"
+  fi
   # A slice may wait long for its machines, spot ones most of all: the others are patient.
-  if ((hosts * replicas > 1)) && [[ " ${arguments[*]}" != *" --start-timeout"[=\ ]* ]]; then
+  if ((together > 1)) && [[ " ${arguments[*]}" != *" --start-timeout"[=\ ]* ]]; then
     echo '              - "--start-timeout=86400"'
   fi
   if [[ $group == worker ]] && ((hosts > 1)); then
-    # TPU hosts find each other; GPU machines are told the first pod's name in the set's network.
-    printf '              - "%s"\n' "--coordinator=$name-worker-0-0.$name:8476" \
+    # TPU hosts find each other; GPU machines are told their job's first pod in the set's network.
+    printf '              - "%s"\n' "--coordinator=$name-worker-$job-0.$name:8476" \
       "--processes=$hosts" "--process=\$(JOB_COMPLETION_INDEX)"
   fi
 }
@@ -213,6 +226,13 @@ END
     printf '              - %s\n' "$(yaml_string "$word")"
   done
   processes
+  [[ -z ${option[runs]:-} ]] || cat <<END
+              env:
+              - name: JOB_INDEX
+                valueFrom:
+                  fieldRef:
+                    fieldPath: metadata.annotations['jobset.sigs.k8s.io/job-index']
+END
   cat <<END
               resources:
                 limits:

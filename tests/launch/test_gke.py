@@ -13,11 +13,17 @@ from vit_jax.parallel.chips import CHIPS
 
 SCHEMA = json.loads((pathlib.Path(__file__).parent / "jobset.schema.json").read_text())
 TRAIN = ["--", "train", "--config=vit_i1k:B/16", "--workdir=gs://bucket/run"]
+SWEEP = [
+    "--", "sweep", "--config=finetune:imagenet", "--config.init.checkpoint=gs://bucket/vit",
+    "--config.input.dataset=array_record", "--config.input.path=gs://bucket/imagenet",
+    "--workdir=gs://bucket/rates",
+]
 TPU = ["run", "vit", "--image=registry/vit:1", "--tpu=v5e", "--topology=8x8"]
 GPU = ["run", "vit", "--image=registry/vit:1", "--gpus=8", "--gpu=nvidia-h100-80gb"]
 MANIFESTS = {
     "tpu": [*TPU, "--slices=2", "--spot", "--service-account=trainer", *TRAIN],
     "gpu": [*GPU, "--nodes=4", "--restarts=9", *TRAIN],
+    "sweep": [*GPU, "--nodes=2", "--runs=4", *SWEEP],
 }
 
 
@@ -156,6 +162,27 @@ def test_one_gpu_machine_needs_no_coordinator(cluster):
   assert job_of(manifest(cluster, *GPU, *TRAIN))[2]["args"] == TRAIN[1:]
 
 
+def test_each_job_of_a_sweep_trains_its_own_run(cluster):
+  """On machines that meet at that job's first pod, and wait for none of another job."""
+  replicated, job, container = job_of(manifest(cluster, *MANIFESTS["sweep"]))
+  assert (replicated["replicas"], job["parallelism"]) == (4, 2)
+  (variable,) = container["env"]
+  index = "metadata.annotations['jobset.sigs.k8s.io/job-index']"
+  assert variable["valueFrom"] == {"fieldRef": {"fieldPath": index}}
+  told = {variable["name"]: "3", "JOB_COMPLETION_INDEX": "1"}
+  assert [expand(word, told) for word in container["args"]] == [
+      *SWEEP[1:], "--index=3", "--start-timeout=86400", "--coordinator=vit-worker-3-0.vit:8476",
+      "--processes=2", "--process=1",
+  ]
+  alone = job_of(manifest(cluster, *GPU, "--runs=4", *SWEEP))[2]["args"]
+  assert [expand(word, told) for word in alone] == [*SWEEP[1:], "--index=3"]
+
+
+def test_a_sweep_in_one_job_trains_its_runs_one_after_the_other(cluster):
+  container = job_of(manifest(cluster, *TPU, *SWEEP))[2]
+  assert container["args"] == [*SWEEP[1:], "--start-timeout=86400"] and "env" not in container
+
+
 @pytest.mark.parametrize(
     "code, disrupted, ends",
     [(75, False, False), (134, False, False), (137, False, False), (143, False, False),
@@ -225,6 +252,10 @@ def test_other_verbs_print_and_run_the_same(verb, cluster):
         ([*TPU, "--service-account=a b", *TRAIN], "--service-account", "lower-case"),
         ([*TPU, "--restarts=x", *TRAIN], "--restarts", "whole number"),
         ([*TPU, "--", "evaluate"], "'evaluate'", "-- train"),
+        ([*TPU, "--", "evaluate"], "'evaluate'", "-- train|sweep"),
+        ([*GPU, "--runs=4", *TRAIN], "'train'", "-- sweep"),
+        ([*GPU, "--runs=all", *SWEEP], "--runs is 'all'", "whole number"),
+        ([*TPU, "--runs=4", *SWEEP], "--runs does not go with --tpu", "sweep ... --index=N"),
         ([*TPU, "--", "train", "--workdir=/disk"], "'/disk'", "gs://BUCKET/RUN"),
         ([*TPU, *TRAIN, "--config.x=a\x07"], r"$'--config.x=a\a'", "leave it out"),
     ],
