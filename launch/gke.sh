@@ -32,7 +32,8 @@ that a restart does not mend ends it.  Needs kubectl for your cluster, with JobS
 Example:
   docker build --build-arg=DEVICE=tpu --file=launch/Dockerfile --tag=IMAGE . && docker push IMAGE
   bash launch/gke.sh run vit --image=IMAGE --tpu=v5e --topology=8x8 --slices=2 -- \
-      train --config=vit_i1k:B/16 --config.input.path=gs://bucket/imagenet --workdir=gs://bucket/run
+      train --config=vit_i1k:B/16 --config.input.dataset=array_record \
+      --config.input.path=gs://bucket/imagenet --workdir=gs://bucket/run
 END
 }
 

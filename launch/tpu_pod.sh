@@ -26,7 +26,8 @@ usage: bash launch/tpu_pod.sh VERB NAME --zone=ZONE [OPTION...] [-- train ARGUME
 
 Example, from nothing to a run, and again after a preemption:
   bash launch/tpu_pod.sh resume vit --zone=us-west4-a --accelerator=v5litepod-64 --spot -- \
-      train --config=vit_i1k:B/16 --config.input.path=gs://bucket/imagenet --workdir=gs://bucket/run
+      train --config=vit_i1k:B/16 --config.input.dataset=array_record \
+      --config.input.path=gs://bucket/imagenet --workdir=gs://bucket/run
 A recipe of your own goes into configs/ first: `setup` copies that too.
 END
 }

@@ -5,6 +5,8 @@ import re
 from fake_commands import FakeCommands, HOSTILE, REPOSITORY
 import pytest
 
+from vit_jax import config as config_lib
+
 LAUNCHERS = ["gke.sh", "slurm.sh", "supervise.sh", "tpu_pod.sh"]
 
 
@@ -42,6 +44,17 @@ def test_the_examples_with_a_verb_are_taken(script, fake):
   verb, *rest = example.split()
   done = fake.launch(script, verb, "--dry-run", *rest)
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["gke.sh", "tpu_pod.sh"])
+def test_the_examples_name_data_that_can_be_read_from_a_bucket(script, fake):
+  shown = fake.launch(script, "--help").stdout.replace("\\\n", " ")
+  (words,) = re.findall(r" -- +train (.*)$", shown, re.MULTILINE)
+  options = dict(word.removeprefix("--").split("=", 1) for word in words.split())
+  spec, _ = options.pop("config"), options.pop("workdir")
+  overrides = {key.removeprefix("config."): value for key, value in options.items()}
+  config = config_lib.load(spec, overrides)
+  assert config.input.path.startswith("gs://") and config.input.dataset == "array_record"
 
 
 @pytest.mark.parametrize("prefix", ["", "--name="])
