@@ -4,12 +4,15 @@
     vit-jax train --config=plain_vit_i1k:150 --config.input.path=TFDS_DIR --workdir=RUN
     vit-jax train --config=plain_vit_i1k:300 --config.input.path=TFDS_DIR --workdir=RUN
     vit-jax evaluate --model=RUN --config.evaluate.split=validation
+    vit-jax evaluate --model=RUN --config.evaluate.split=validation \\
+        --config.evaluate.real_labels=FILE
     vit-jax train --config=plain_vit_i1k:runlocal --workdir=RUN     (digits, a minute, no TFDS_DIR)
 
-The argument is the number of epochs [90].  TFDS_DIR holds imagenet2012, prepared as ArrayRecord.
+The argument is the number of epochs [90].  TFDS_DIR holds imagenet2012, prepared as ArrayRecord;
+FILE is ImageNet-ReaL's real.json, whose labels are those of the split validation alone.
 
 Expected on validation (the paper), after 90, 150, 300 epochs: top-1 76.5, 78.5, 80.0; with ReaL's
-labels (--config.evaluate.real_labels=FILE) 83.1, 84.5, 85.4; on ImageNet-v2 64.2, 66.4, 68.3.
+labels 83.1, 84.5, 85.4; on ImageNet-v2 64.2, 66.4, 68.3.
 Time: 6 h 30 for 90 epochs on a TPU v3-8 (the paper).
 
 As big_vision writes it (`configs/vit_s16_i1k.py`): mean over patches, fixed positions, a hidden

@@ -65,6 +65,20 @@ def test_one_batch_for_ever(tmp_path, capsys):
   assert all(row["train/input_wait_fraction"] < 0.05 for row in rows[3:])
 
 
+def test_real_labels_of_other_images_are_refused_before_the_first_step(tmp_path, capsys):
+  folder, workdir = write_folder(tmp_path / "photos", images=4), tmp_path / "run"
+  (tmp_path / "real.json").write_text("[[0], [1]]")
+  code, _, err = run(
+      "train", "--config=folder:scratch", f"--config.input.path={folder}", f"--workdir={workdir}",
+      *FAST, "--config.total=2 steps", "--config.input.split=train[:50%]",
+      "--config.evaluate.split=train[50%:]",
+      f"--config.evaluate.real_labels={tmp_path / 'real.json'}", capsys=capsys,
+  )
+  assert code == 3 and "--config.evaluate.split=validation" in err, err
+  for name in ("run.json", "metrics.jsonl", "checkpoints"):
+    assert not (workdir / name).exists()
+
+
 @pytest.mark.slow
 def test_real_labels_and_classes_of_other_names(tmp_path, capsys):
   folder = write_folder(tmp_path / "photos", images=6)

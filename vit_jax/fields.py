@@ -330,8 +330,8 @@ FIELDS = {
         str,
     ),
     "evaluate.real_labels": Field(
-        None, RUNTIME, "ImageNet-ReaL's real.json, whose labels replace the split's own", str,
-        is_path=True,
+        None, RUNTIME, "ImageNet-ReaL's real.json, whose labels replace those of ImageNet's "
+        "validation images (evaluate.split=validation)", str, is_path=True,
     ),
     "evaluate.classes": Field(
         "by_name", RUNTIME, "how a checkpoint's classes must agree with those of the data",

@@ -11,6 +11,7 @@ from vit_jax.data.imagenet_variants import with_real_labels
 from vit_jax.data.open import open_dataset
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
+from vit_jax.data.split import subset
 from vit_jax.errors import DataError
 
 
@@ -33,6 +34,23 @@ def test_real_labels_follow_the_names(tmp_path):
   for wrong in ("photo.jpg", "ILSVRC2012_val_00000004.JPEG"):
     with pytest.raises(DataError, match=f"{wrong} of v is not named ILSVRC2012_val_N"):
       with_real_labels(validation(tmp_path, [wrong]), file).record(0)
+
+
+def test_other_images_are_refused_before_they_are_asked_for(tmp_path):
+  (tmp_path / "real.json").write_text(json.dumps([[0]] * 40))
+  names = [f"ILSVRC2012_val_{i + 1:08d}.JPEG" for i in range(39)] + ["n01440764_1.JPEG"]
+  source = validation(tmp_path, names)
+  said = "n01440764_1.JPEG of v .*--config.evaluate.split=validation"
+  for other in (source, subset(source, range(40), split="train[99%:]")):
+    with pytest.raises(DataError, match=said):
+      with_real_labels(other, tmp_path / "real.json")
+  good = with_real_labels(subset(source, range(39), split="part"), tmp_path / "real.json")
+  assert good.record(38)["labels"] == (0,)
+  # A folder knows all of its names, and is not read for them.
+  odd = validation(tmp_path, ["n1.JPEG" if i == 7 else name for i, name in enumerate(names[:39])])
+  (tmp_path / "n1.JPEG").unlink()
+  with pytest.raises(DataError, match="n1.JPEG of v is not named"):
+    with_real_labels(odd, tmp_path / "real.json")
 
 
 @pytest.mark.parametrize("text", ["[[3]]", "[0]", "{}", "[[-1]]", "[", '[["a"]]', "[[true]]"])

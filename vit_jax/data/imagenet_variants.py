@@ -6,6 +6,9 @@ import json
 import os
 from pathlib import Path
 import re
+from typing import Iterable
+
+import numpy as np
 
 from vit_jax.data.folder import FolderSource, IMAGE_EXTENSIONS
 from vit_jax.data.source import DataSet, Derived, Record, Source
@@ -13,6 +16,7 @@ from vit_jax.errors import DataError
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 _REAL_URL = "https://github.com/google-research/reassessed-imagenet"
+_LOOKED_AT = 16  # records, where a name is known only once its record is read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,16 +48,24 @@ class RealSource(Derived):
       DataError: the name is not of the validation set.
     """
     record = self.source.record(index)
-    match = _VALIDATION_NAME.search(record["name"])
+    labels = self.labels_of(record["name"])
+    return record | {"label": labels[0] if labels else -1, "labels": labels}
+
+  def labels_of(self, name: str) -> tuple[int, ...]:
+    """Returns the labels of the image whose file has this name.
+
+    Raises:
+      DataError: the name is not of the validation set.
+    """
+    match = _VALIDATION_NAME.search(name)
     number = int(match[1]) if match else 0
     if not 1 <= number <= len(self.real):
       raise DataError(
-          f"{record['name']} of {self.source.name} is not named ILSVRC2012_val_NNNNNNNN with a "
-          f"number up to {len(self.real)}, so it has no ReaL labels: use the validation split of "
-          "ImageNet with its original names"
+          f"{name} of {self.source.name} is not named ILSVRC2012_val_NNNNNNNN with a number up to "
+          f"{len(self.real)}, so it has no ReaL labels: they are those of ImageNet's validation "
+          "images under their original names, --config.evaluate.split=validation"
       )
-    labels = self.real[number - 1]
-    return record | {"label": labels[0] if labels else -1, "labels": labels}
+    return self.real[number - 1]
 
 
 def with_real_labels(source: Source, file: str | os.PathLike) -> RealSource:
@@ -64,7 +76,8 @@ def with_real_labels(source: Source, file: str | os.PathLike) -> RealSource:
     file: real.json, a list of lists of classes in the order of the file names.
 
   Raises:
-    DataError: the file is missing or of another form, or names a class that the source lacks.
+    DataError: the file is missing or of another form, or names a class that the source lacks; or
+      the source holds other images, as their names tell (of a folder all, else some).
   """
   try:
     real = json.loads(Path(file).read_text())
@@ -79,7 +92,18 @@ def with_real_labels(source: Source, file: str | os.PathLike) -> RealSource:
         f"{file} is not a list of lists of classes below {len(source.classes)}: get real.json "
         f"from {_REAL_URL}, and use the 1000 classes of ImageNet"
     )
-  return RealSource(source, tuple(tuple(sorted(set(labels))) for labels in real))
+  labeled = RealSource(source, tuple(tuple(sorted(set(labels))) for labels in real))
+  for name in _names(source):
+    labeled.labels_of(name)
+  return labeled
+
+
+def _names(source: Source) -> Iterable[str]:
+  """Names of the records: of a folder all, else of a few that are spread over the split."""
+  if isinstance(source, FolderSource):
+    return source.paths
+  places = np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source)), dtype=int)
+  return (source.record(int(place))["name"] for place in places)
 
 
 def open_imagenet_v2(path: str | os.PathLike) -> DataSet:
