@@ -13,12 +13,15 @@
     vit-jax sweep --config=finetune:cifar10 --config.init.checkpoint=REF \\
         --config.input.path=CIFAR_DIR --workdir=RUNS
     vit-jax evaluate --model=RUN --config.evaluate.split=test     (ImageNet: validation)
+    vit-jax evaluate --model=RUN --config.input.dataset=imagenet_v2 --config.input.path=V2_DIR \\
+        --config.evaluate.classes=by_order     (of finetune:imagenet)
     vit-jax train --config=finetune:cifar10,runlocal --config.init.checkpoint=LOCAL --workdir=RUN
 
 The argument is DATASET[,RESOLUTION]: 224, 384 [the default], 512 or 518 px, 518 for patches of 14.
 REF is a run or anybody's checkpoint, and needs to be given; its head is replaced by a linear layer
 that starts at zero, its positions are resampled.  TFDS_DIR holds imagenet2012, oxford_iiit_pet or
-oxford_flowers102, prepared as ArrayRecord; CIFAR_DIR the original archive.  LOCAL is the run of
+oxford_flowers102, prepared as ArrayRecord; CIFAR_DIR the original archive; V2_DIR the directories 0
+to 999 of an archive of ImageNet-v2, which are the classes by their order.  LOCAL is the run of
 another recipe's runlocal: its 16 px become 24, on digits, in a minute.
 
   data       steps  warm-up  rates swept         here  held out of train

@@ -6,9 +6,12 @@
     vit-jax evaluate --model=RUN --config.evaluate.split=validation
     vit-jax evaluate --model=RUN --config.evaluate.split=validation \\
         --config.evaluate.real_labels=FILE
+    vit-jax evaluate --model=RUN --config.input.dataset=imagenet_v2 --config.input.path=V2_DIR \\
+        --config.evaluate.classes=by_order
     vit-jax train --config=plain_vit_i1k:runlocal --workdir=RUN     (digits, a minute, no TFDS_DIR)
 
 The argument is the number of epochs [90].  TFDS_DIR holds imagenet2012, prepared as ArrayRecord;
+V2_DIR the directories 0 to 999 of an archive of ImageNet-v2, which are the classes by their order.
 FILE is ImageNet-ReaL's real.json, whose labels are those of the split validation alone.
 
 Expected on validation (the paper), after 90, 150, 300 epochs: top-1 76.5, 78.5, 80.0; with ReaL's

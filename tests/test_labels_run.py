@@ -1,4 +1,4 @@
-"""Runs whose images have several labels, ImageNet-ReaL's labels, and classes of other names."""
+"""Runs with several labels an image, and runs judged otherwise: by ReaL's labels, on other data."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from test_folder_run import COLORS, TINY, run, write_folder
+from vit_jax.cli import main
 from vit_jax.loading import load
 
 FAST = (*TINY, "--config.log_every=1 steps", "--config.checkpoint.every=100 steps")
@@ -26,6 +27,30 @@ def several(tmp_path_factory):
   (root / "metadata.csv").write_text("\n".join(lines))
   (root / "weights.json").write_text('{"red": 1.5}')
   return root
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+  """A folder, and a run of four steps on half of it with a head of sigmoids."""
+  root = tmp_path_factory.mktemp("halves")
+  folder = write_folder(root / "photos", images=8)
+  with pytest.raises(SystemExit) as left:
+    main([
+        "train", "--config=folder:scratch", f"--config.input.path={folder}",
+        f"--workdir={root / 'run'}", *FAST, "--config.objective.loss=sigmoid",
+        "--config.total=4 steps", "--config.optimizer.learning_rate=1e-2",
+        "--config.input.split=train[:50%]", "--config.evaluate.split=train[50%:]",
+        "--config.evaluate.every=4 steps",
+    ])
+  assert left.value.code == 0
+  return folder, root / "run"
+
+
+def scores_of(workdir, images):
+  """Logits float32 `[N, 3]` of image files, without any of the evaluation's code."""
+  checkpoint = load(workdir)
+  pixels = checkpoint.preprocess(images)
+  return np.asarray(checkpoint.model.apply({"params": checkpoint.params}, pixels))
 
 
 @pytest.mark.slow
@@ -119,3 +144,41 @@ def test_real_labels_and_classes_of_other_names(tmp_path, capsys):
     wanted.append(int(np.argmax(logits)) in labels[number])
   assert measured["metrics"]["examples"] == 5 and measured["metrics"]["unreadable"] == 0
   assert measured["metrics"]["accuracy"] == sum(wanted) / 5
+
+
+def test_a_run_is_judged_on_imagenet_v2(halves, tmp_path, capsys):
+  """Numbered directories, of which the run's own parts of train say nothing."""
+  folder, workdir = halves
+  images, labels = [], []
+  for number, name in enumerate(sorted(COLORS)):
+    (tmp_path / str(number)).mkdir()
+    for i in range(2 + number):
+      images.append(tmp_path / str(number) / f"{i}.png")
+      images[-1].write_bytes((folder / name / f"{i:02d}.png").read_bytes())
+      labels.append(number)
+  evaluate = (
+      "evaluate", f"--model={workdir}", "--config.input.dataset=imagenet_v2",
+      f"--config.input.path={tmp_path}",
+  )
+  code, _, err = run(*evaluate, capsys=capsys)
+  assert code == 2 and "--config.evaluate.classes=by_order" in err, err
+  code, out, err = run(*evaluate, "--config.evaluate.classes=by_order", capsys=capsys)
+  assert code == 0, err
+  measured = json.loads(out)
+  assert measured["split"] == "test" and measured["data"] == str(tmp_path)
+  right = np.argmax(scores_of(workdir, images), axis=1) == labels
+  assert measured["metrics"]["examples"] == 9
+  assert measured["metrics"]["accuracy"] == np.sum(right) / 9
+
+
+def test_other_data_of_the_same_kind_has_to_be_named_as_such(halves, tmp_path, capsys):
+  _, workdir = halves
+  other = write_folder(tmp_path / "photos", images=3)
+  evaluate = ("evaluate", f"--model={workdir}", f"--config.input.path={other}")
+  code, _, err = run(*evaluate, capsys=capsys)
+  assert code == 2 and "other data" in err and "--workdir" not in err
+  assert "name other data by --config.input.dataset=NAME --config.input.path=PATH" in err
+  code, out, err = run(*evaluate, "--config.input.dataset=folder", capsys=capsys)
+  assert code == 0, err
+  measured = json.loads(out)
+  assert measured["split"] == "validation" and measured["metrics"]["examples"] == 3

@@ -166,6 +166,7 @@ which alone is evaluated on the test split.""")
 
   add = verb("evaluate", _evaluate, "Measure a checkpoint on a split, exactly; prints JSON.", """\
   vit-jax evaluate --model=runs/digits --output=accuracy.json
+  vit-jax evaluate --model=RUN --config.input.dataset=folder --config.input.path=photos
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos \\
       --measures=knn,linear_probe,few_shot

@@ -24,6 +24,12 @@ from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import preprocessing, resolve
 from vit_jax.resume import check_same_data
 
+# What a run's config says of its own data, and which means nothing of others.
+_OF_THE_DATA = (
+    "input.path", "input.split", "input.sampling", "input.held_out", "evaluate.split",
+    "evaluate.real_labels",
+)
+
 
 def evaluate(
     ref: str, *, config_spec: str | None, overrides: dict[str, str],
@@ -35,7 +41,7 @@ def evaluate(
   Args:
     ref: a checkpoint (see `loading`).
     config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.
-    overrides: config keys to text.
+    overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
     directory: where measures that are tables are written.
@@ -44,7 +50,8 @@ def evaluate(
     {"model", "split", "data", "metrics"}.
 
   Raises:
-    ConfigError: other people's checkpoints need a config that names the data; classes that differ.
+    ConfigError: other people's checkpoints need a config that names the data; classes that differ;
+      the run's own data has changed.
   """
   checkpoint = load(ref) if classes is None else narrowed(load(ref), classes)
   _note(f"{ref}: {line}" for line in checkpoint.report)
@@ -53,8 +60,11 @@ def evaluate(
   dataset = open_configured(config)
   _note(f"data: {note}" for note in dataset.notes)
   run, _ = split_ref(ref)
-  if config_spec is None:
-    check_same_data(run, RunDirectory(run).read_info(), dataset)
+  if config_spec is None and "input.dataset" not in overrides:
+    check_same_data(
+        run, RunDirectory(run).read_info(), dataset,
+        otherwise="name other data by --config.input.dataset=NAME --config.input.path=PATH",
+    )
   if measures.need_a_head(wanted):
     _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
   source = evaluation_source(config, dataset, evaluation_split(config, dataset))
@@ -96,15 +106,20 @@ def _note(lines) -> None:
 
 
 def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
-  """The config that names the data: the run's own, or a recipe's."""
+  """The config that names the data: a recipe's, or the run's own; where the command line names
+  other data, without what it says of the run's."""
   if config_spec is not None:
     return config_lib.load(config_spec, overrides)
-  if checkpoint.config is None:
+  config = checkpoint.config
+  if config is None:
     raise ConfigError(
         f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "
         "--config.input.path=DIR"
     )
-  return config_lib.override(checkpoint.config, overrides)
+  if "input.dataset" in overrides:
+    defaults = {key: config_lib.FIELDS[key].default for key in _OF_THE_DATA}
+    config = config_lib.replace(config, defaults)
+  return config_lib.override(config, overrides)
 
 
 def evaluation_split(config, dataset) -> str:

@@ -128,13 +128,20 @@ def check_not_beyond(last_step: int | None, total_steps: int) -> None:
     )
 
 
-def check_same_data(path, info: dict, dataset) -> None:
-  """Raises ConfigError unless the data set is the one that the run in `path` was begun on."""
+def check_same_data(
+    path, info: dict, dataset, *, otherwise: str = "choose another --workdir"
+) -> None:
+  """Raises ConfigError unless the data set is the one that the run in `path` was begun on.
+
+  Args:
+    info: the run's `run.json`.
+    otherwise: what to do where the data differs on purpose.
+  """
   if info["fingerprint"] != dataset.fingerprint:
     raise ConfigError(
         f"{path} was begun on other data: the fingerprint of {dataset.name} is "
         f"{dataset.fingerprint[:12]}, was {info['fingerprint'][:12]}, so files, sizes or labels "
-        "changed. Restore them, or choose another --workdir"
+        f"changed. Restore them, or {otherwise}"
     )
 
 

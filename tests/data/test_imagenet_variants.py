@@ -83,6 +83,15 @@ def test_v2_is_in_numeric_order(tmp_path):
     open_dataset("imagenet_v2", path=str(tmp_path), held_out=0.1)
 
 
+@pytest.mark.parametrize("split, images", [("test", 4), ("test[:50%]", 2)])
+def test_v2_has_nothing_to_train_on_and_its_split_can_be_named(tmp_path, split, images):
+  for i in range(4):
+    (tmp_path / str(i)).mkdir()
+    (tmp_path / str(i) / "a.jpeg").write_bytes(jpeg(i))
+  dataset = open_dataset("imagenet_v2", path=str(tmp_path), held_out=0.1, evaluation=split)
+  assert len(dataset.splits[split]) == images and not dataset.notes
+
+
 def test_images_without_labels_count_nowhere(tmp_path):
   (tmp_path / "real.json").write_text("[[1], []]")
   names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2)]

@@ -65,6 +65,8 @@ def open_dataset(
 
 def _notes_on_evaluation(splits, split: str, evaluation: str | None) -> tuple[str, ...]:
   """What to say where evaluation sees images that are trained on."""
+  if split == "train" and "train" not in splits:
+    return ()
   if evaluation is None and not {"validation", "test"} & set(splits):
     return ("no split is held out: evaluation is on the images of train",)
   if evaluation and (evaluation in splits or "[" in evaluation):
