@@ -182,3 +182,28 @@ def test_other_data_of_the_same_kind_has_to_be_named_as_such(halves, tmp_path, c
   assert code == 0, err
   measured = json.loads(out)
   assert measured["split"] == "validation" and measured["metrics"]["examples"] == 3
+
+
+def test_a_recipe_that_names_the_data_leaves_a_head_its_loss(halves, capsys):
+  folder, workdir = halves
+  evaluate = (
+      "evaluate", f"--model={workdir}", "--config=folder", f"--config.input.path={folder}",
+      "--config.input.held_out=0", "--config.evaluate.split=train",
+  )
+  code, out, err = run(*evaluate, "--measures=classification,calibration", capsys=capsys)
+  assert code == 0, err
+  images = [image for name in sorted(COLORS) for image in sorted((folder / name).iterdir())]
+  scores, labels = scores_of(workdir, images).astype(np.float64), np.repeat(np.arange(3), 8)
+  one = np.eye(3)[labels]
+  sigmoid = one * np.logaddexp(0, -scores) + (1 - one) * np.logaddexp(0, scores)
+  assert json.loads(out)["metrics"]["loss"] == pytest.approx(sigmoid.sum() / 24, rel=1e-4)
+  (table,) = workdir.rglob("reliability.json")
+  filled = [row for row in json.loads(table.read_text()) if row["images"]]
+  confidence = sum(row["images"] * row["confidence"] for row in filled)
+  sure = 1 / (1 + np.exp(-scores.max(axis=1)))
+  assert confidence == pytest.approx(sure.sum(), rel=1e-4)
+
+  code, out, err = run(*evaluate, "--config.objective.loss=softmax", capsys=capsys)
+  assert code == 0, err
+  softmax = np.logaddexp.reduce(scores, axis=1) - scores[np.arange(24), labels]
+  assert json.loads(out)["metrics"]["loss"] == pytest.approx(softmax.mean(), rel=1e-4)

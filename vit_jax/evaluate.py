@@ -40,7 +40,8 @@ def evaluate(
 
   Args:
     ref: a checkpoint (see `loading`).
-    config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.
+    config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.  A run's
+      loss is its own in either case, unless overridden.
     overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
@@ -108,9 +109,13 @@ def _note(lines) -> None:
 def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
   """The config that names the data: a recipe's, or the run's own; where the command line names
   other data, without what it says of the run's."""
-  if config_spec is not None:
-    return config_lib.load(config_spec, overrides)
   config = checkpoint.config
+  if config_spec is not None:
+    named = config_lib.load(config_spec, overrides)
+    if config is None or "objective.loss" in overrides:
+      return named
+    # The head answers as it was trained, whatever the recipe of the data trains.
+    return config_lib.replace(named, {"objective.loss": config.objective.loss})
   if config is None:
     raise ConfigError(
         f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "
