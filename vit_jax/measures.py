@@ -8,6 +8,7 @@ from typing import Callable
 import jax
 
 from vit_jax.bucket import atomic
+from vit_jax.bucket.path import BucketPath
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators import confusion, few_shot, knn, linear_probe
 from vit_jax.evaluators.calibration import calibration_error, reliability
@@ -42,7 +43,7 @@ def need_a_head(names) -> bool:
   return not set(names) <= set(_OF_FEATURES)
 
 
-def check(names, dataset, source, directory: pathlib.Path | None) -> None:
+def check(names, dataset, source, directory: pathlib.Path | BucketPath | None) -> None:
   """Raises ConfigError for what would only fail after everything was computed."""
   if set(names) & set(_OF_FEATURES) and "train" not in dataset.splits:
     raise ConfigError(
@@ -65,7 +66,7 @@ def check(names, dataset, source, directory: pathlib.Path | None) -> None:
 
 def of_predictions(
     names, *, logits: Callable, params, batches: Callable, source, out_sharding,
-    loss_name: str, directory: pathlib.Path | None,
+    loss_name: str, directory: pathlib.Path | BucketPath | None,
 ) -> dict[str, float]:
   """Measures that need every prediction; process 0 writes the tables.
 

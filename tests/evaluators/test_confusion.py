@@ -89,3 +89,14 @@ def test_too_many_classes_for_a_matrix():
   with pytest.raises(ConfigError, match="4097 classes"):
     confusion_matrix(digit_predictions(), 4097)
   assert len(class_counts(digit_predictions(), 21_843)[0]) == 21_843
+
+
+@pytest.mark.parametrize("write", [write_confusion, write_per_class])
+def test_a_file_is_the_old_one_or_the_new_one(write, tmp_path):
+  file, names = tmp_path / "table.csv", ["\u00f1and\u00fa", *map(str, range(1, 10))]
+  file.write_text("the one before")
+  with file.open() as reader:
+    write(file, digit_predictions(), names)
+    assert reader.read() == "the one before"
+  assert names[0] in file.read_text(encoding="utf-8")
+  assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]

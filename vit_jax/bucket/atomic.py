@@ -8,7 +8,7 @@ from vit_jax.bucket.path import is_bucket
 
 
 def write_text(path: epath.Path, text: str) -> None:
-  """Writes a temporary file beside `path`, flushes it to the disk and renames it over `path`.
+  """Writes UTF-8 to a file beside `path`, flushes it to the disk and renames it over `path`.
 
   In a bucket an object is replaced as a whole anyway.
 
@@ -19,7 +19,7 @@ def write_text(path: epath.Path, text: str) -> None:
     path.write_text(text)
     return
   temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("w") as file:
+  with temporary.open("w", encoding="utf-8") as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())

@@ -7,6 +7,7 @@ from typing import Sequence
 
 import numpy as np
 
+from vit_jax.bucket import atomic
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.predictions import Predictions
 
@@ -62,7 +63,8 @@ def write_confusion(path, predictions: Predictions, names: Sequence[str]) -> Non
   """Writes the matrix as CSV: a header of the predicted class names, then a row a true class.
 
   Args:
-    path: of the file, which is replaced; local, or an `etils.epath.Path`.
+    path: of the file, which is replaced as a whole: a local path, also as a str, or a
+      `bucket.path.BucketPath`.
     names: of the C classes.
 
   Raises:
@@ -93,5 +95,4 @@ def _pairs(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def _write(path, rows) -> None:
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(rows)
-  path = pathlib.Path(path) if isinstance(path, str) else path
-  path.write_text(text.getvalue(), encoding="utf-8")
+  atomic.write_text(pathlib.Path(path) if isinstance(path, str) else path, text.getvalue())
