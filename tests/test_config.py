@@ -11,6 +11,9 @@ import pytest
 from vit_jax import config as config_lib
 from vit_jax.config import IDENTITY, RECIPE, RUNTIME
 from vit_jax.errors import ConfigError
+from vit_jax.objectives.supervised import LOSSES
+from vit_jax.optim.optimizer import OPTIMIZERS
+from vit_jax.optim.schedule import SCHEDULES
 
 
 def defaults(**values):
@@ -177,6 +180,14 @@ def test_choices_are_listed_and_the_nearest_named(key, value, near):
   assert f"did you mean {near}?" in said
   for choice in config_lib.FIELDS[key].choices:
     assert repr(choice) in said
+
+
+@pytest.mark.parametrize("key, known", [
+    ("objective.loss", LOSSES), ("optimizer.name", OPTIMIZERS), ("schedule.name", SCHEDULES),
+])
+def test_choices_are_what_the_code_knows(key, known):
+  """The keys lie on a lower floor than what they choose."""
+  assert config_lib.FIELDS[key].choices == known
 
 
 @pytest.mark.parametrize(

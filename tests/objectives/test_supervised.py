@@ -155,6 +155,11 @@ def test_class_weights_are_pytorchs(params, batch):
   assert loss_sum / weight == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_an_unknown_loss_is_refused():
+  with pytest.raises(ValueError, match="unknown loss 'sigmoids'.*'softmax', 'sigmoid'"):
+    dataclasses.replace(OBJECTIVE, loss_name="sigmoids")
+
+
 def test_the_head_starts_at_its_bias(batch):
   objective = dataclasses.replace(OBJECTIVE, loss_name="sigmoid", head_bias=-10.0)
   params, _ = jax.jit(objective.init)(jax.random.key(0), batch)

@@ -26,11 +26,6 @@ class Predictions:
   confidence: np.ndarray
   readable: np.ndarray
 
-  @property
-  def unreadable(self) -> int:
-    """How many examples have a label and an image that could not be read."""
-    return int(np.sum((self.labels >= 0) & ~self.readable))
-
 
 class PredictionCollector:
   """Collects the predictions of a model on a split."""

@@ -24,12 +24,19 @@ class Supervised:
     head_bias: initial bias of the head; -10 makes the sigmoid of 21 843 classes start near 0.
     class_weights: one float per class, by which its term is multiplied; None for 1.  Softmax's
       mean is over the weights of the targets, as torch's `cross_entropy`.
+
+  Raises:
+    ValueError: from the constructor, unknown name.
   """
 
   model: Any
   loss_name: str = "softmax"
   head_bias: float = 0.0
   class_weights: tuple[float, ...] | None = None
+
+  def __post_init__(self):
+    if self.loss_name not in LOSSES:
+      raise ValueError(f"unknown loss {self.loss_name!r}; choose one of {LOSSES}")
 
   def init(self, key, batch):
     """Returns float32 parameters and an empty state; `batch["image"]` gives the shape."""
