@@ -40,7 +40,7 @@ def summarise(directory: pathlib.Path) -> int:
   judged = _read_json(directory / "pytorch.json")
   ours, theirs = _logits(directory, judged["logits"])
   pretrained, finetuned = (
-      _read_json(directory / run / "evaluation.json")["metrics"]["accuracy"]
+      _read_json(directory / f"{run}.json")["metrics"]["accuracy"]
       for run in ("pretrain", "finetune")
   )
   metrics = (directory / "pretrain" / "metrics.jsonl").read_text().splitlines()

@@ -78,8 +78,8 @@ announce "== 2/5 fine-tune at 24 px"
 train "$directory/finetune" --config=quickstart:finetune \
   --config.init.checkpoint="$directory/pretrain"
 announce "== 3/5 evaluate both on the held-out images"
-perform vit-jax evaluate --model="$directory/pretrain"
-perform vit-jax evaluate --model="$directory/finetune"
+perform vit-jax evaluate --model="$directory/pretrain" --output="$directory/pretrain.json"
+perform vit-jax evaluate --model="$directory/finetune" --output="$directory/finetune.json"
 announce "== 4/5 convert to a Hugging Face directory"
 perform vit-jax convert --model="$directory/finetune" --output="$directory/huggingface" --to=huggingface
 announce "== 5/5 PyTorch judges it from image files"

@@ -64,11 +64,12 @@ def test_train_evaluate_predict(tmp_path, capsys):
   assert vouched["examples_seen"] == 40 * vouched["config"]["input"]["batch_size"]
   assert vouched["versions"]["jax"] == jax.__version__ and "commit" in vouched
 
-  code, out, _ = run("evaluate", f"--model={workdir}@best", capsys=capsys)
+  code, out, err = run("evaluate", f"--model={workdir}@best", capsys=capsys)
   assert code == 0
   measured = json.loads(out)["metrics"]
   assert measured["accuracy"] == max(r.get("eval/validation/accuracy", 0) for r in rows)
-  assert json.loads((workdir / "evaluation.json").read_text())["metrics"] == measured
+  (file,) = workdir.glob("evaluations/*/evaluation.json")
+  assert json.loads(file.read_text())["metrics"] == measured and f"written to {file}" in err
 
   Image.new("RGB", (50, 30), COLORS["green"]).save(tmp_path / "photo.jpg")
   (tmp_path / "broken.jpg").write_bytes(b"not an image")

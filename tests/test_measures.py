@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 from sklearn.metrics import f1_score
 
@@ -30,6 +31,15 @@ def evaluate(*arguments, capsys):
   return code, json.loads(out) if code == 0 else None, err
 
 
+def written(run, split):
+  """The directory of what was measured of a run on a split of the digits."""
+  (file,) = (
+      file for file in run.glob("evaluations/*/evaluation.json")
+      if json.loads(file.read_text()).items() >= {"split": split, "data": "digits"}.items()
+  )
+  return file.parent
+
+
 def test_every_measure_of_a_run(digits, capsys):
   code, result, err = evaluate(
       f"--model={digits}",
@@ -38,8 +48,9 @@ def test_every_measure_of_a_run(digits, capsys):
   )
   assert code == 0, err
   found = result["metrics"]
-  assert json.loads((digits / "evaluation.json").read_text())["metrics"] == found
-  with open(digits / "confusion.csv", newline="") as file:
+  directory = written(digits, "validation")
+  assert json.loads((directory / "evaluation.json").read_text())["metrics"] == found
+  with open(directory / "confusion.csv", newline="") as file:
     rows = list(csv.reader(file))
   matrix = np.array([row[1:] for row in rows[1:]], int)
   assert rows[0][1:] == [str(i) for i in range(10)] and matrix.sum() == found["examples"] == 359
@@ -47,14 +58,42 @@ def test_every_measure_of_a_run(digits, capsys):
   truth = np.repeat(np.arange(10), matrix.sum(axis=1))
   predicted = np.concatenate([np.repeat(np.arange(10), row) for row in matrix])
   assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-9)
-  with open(digits / "per_class.csv", newline="") as file:
+  with open(directory / "per_class.csv", newline="") as file:
     counts = [(int(row["images"]), int(row["correct"])) for row in csv.DictReader(file)]
   assert counts == list(zip(matrix.sum(axis=1).tolist(), np.diag(matrix).tolist()))
   assert 0 <= found["calibration_error"] < 0.5
-  assert len(json.loads((digits / "reliability.json").read_text())) == 15
+  assert len(json.loads((directory / "reliability.json").read_text())) == 15
   # Features of 90 steps tell digits apart well, the fewer shots the worse.
   assert found["knn_10"] > 0.5 and found["linear_probe"] > 0.7
   assert 0.2 < found["few_shot_1"] < found["few_shot_25"]
+
+
+def test_no_evaluation_replaces_that_of_another_split(digits, tmp_path, capsys):
+  """Nor that of other data with a split of the same name; the same again does."""
+  parts = {"validation": 359, "train[:2%]": 29, "train[-2:]": 2}
+  for split, images in parts.items():
+    code, result, err = evaluate(
+        f"--model={digits}", f"--config.evaluate.split={split}",
+        "--measures=classification,confusion", capsys=capsys,
+    )
+    assert code == 0 and result["metrics"]["examples"] == images, err
+  directories = {split: written(digits, split) for split in parts}
+  for split, images in parts.items():
+    with open(directories[split] / "confusion.csv", newline="") as file:
+      assert sum(int(cell) for row in list(csv.reader(file))[1:] for cell in row[1:]) == images
+  before = sorted(digits.glob("evaluations/*"))
+  for i in range(10):
+    (tmp_path / "validation" / str(i)).mkdir(parents=True)
+    Image.new("L", (8, 8), 25 * i).save(tmp_path / "validation" / str(i) / "0.png")
+  code, result, err = evaluate(
+      f"--model={digits}", "--config.input.dataset=folder", f"--config.input.path={tmp_path}",
+      capsys=capsys,
+  )
+  assert code == 0 and result["split"] == "validation" and result["metrics"]["examples"] == 10, err
+  (other,) = set(digits.glob("evaluations/*")) - set(before)
+  assert other.name.startswith("90_validation_")
+  assert evaluate(f"--model={digits}", capsys=capsys)[0] == 0
+  assert set(digits.glob("evaluations/*")) == {*before, other}
 
 
 def test_features_of_a_checkpoint_without_a_head(digits, tmp_path, capsys):

@@ -230,13 +230,19 @@ def test_measured_is_what_was_measured_at_that_step(run):
   }
   assert measurements(directory, 3) == ()
   result = evaluate(f"{run}@4", config_spec=None, overrides={"evaluate.split": "train"})
-  (run / "evaluation.json").write_text(json.dumps(result))
+  file = run / "evaluations" / "4_train" / "evaluation.json"
+  other = run / "evaluations" / "4_test" / "evaluation.json"
+  for place, split in ((file, "train"), (other, "test")):
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(result | {"split": split}))
+  assert [m.split for m in measurements(directory, 4)] == ["test", "train", "validation"]
+  other.unlink()
   assert [m.split for m in measurements(directory, 4)] == ["train", "validation"]
   assert len(measurements(directory, 2)) == 1
   for elsewhere in ({"data": "/other/photos"}, {"model": "x@2"}, {"metrics": {}}):
-    (run / "evaluation.json").write_text(json.dumps(result | elsewhere))
+    file.write_text(json.dumps(result | elsewhere))
     assert len(measurements(directory, 4)) == 1
-  (run / "evaluation.json").unlink()
+  file.unlink()
 
 
 def test_nobodys_directories_are_published(run):

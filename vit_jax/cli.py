@@ -174,7 +174,8 @@ Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion 
 JSON file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
-  add("--output", metavar="FILE", help="also write the JSON here [RUN/evaluation.json for a run]")
+  add("--output", metavar="FILE", help="also write the JSON here [of a run in RUN/evaluations, "
+      "in a directory for each step, split and data]")
   add("--measures", default="classification", metavar="NAME,NAME",
       help="see below [classification]")
   add("--classes", metavar="MAP", help="judge by these classes of the head: imagenet-1k (of an "
@@ -379,16 +380,18 @@ def _evaluate(arguments, overrides):
   from vit_jax import measures
   from vit_jax.evaluate import evaluate, output_file
 
-  file = output_file(arguments.model, arguments.output)
   result = evaluate(
       arguments.model, config_spec=arguments.config, overrides=overrides,
       wanted=measures.parse(arguments.measures), classes=arguments.classes,
-      directory=file and file.absolute().parent,
+      output=arguments.output,
   )
   text = json.dumps(result, indent=2)
   print(text)
+  file = output_file(arguments.model, arguments.output, result)
   if file and jax.process_index() == 0:
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text + "\n")
+    print(f"written to {file}", file=sys.stderr)
 
 
 def _predict(arguments, overrides):

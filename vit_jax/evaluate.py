@@ -1,15 +1,19 @@
 """Evaluation of a checkpoint, top to bottom; also the evaluator that training runs."""
 
 import functools
+import hashlib
+import json
+import os
 import pathlib
+import re
 import sys
 
+from etils import epath
 import jax
 
 from vit_jax import config as config_lib
 from vit_jax import measures
 from vit_jax.batch_ops.normalize import normalize
-from vit_jax.bucket.path import BucketPath
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.imagenet_variants import with_real_labels
@@ -34,7 +38,7 @@ _OF_THE_DATA = (
 def evaluate(
     ref: str, *, config_spec: str | None, overrides: dict[str, str],
     wanted: tuple[str, ...] = (measures.CLASSIFICATION,), classes: str | None = None,
-    directory: pathlib.Path | BucketPath | None = None,
+    output: str | None = None,
 ) -> dict:
   """Measures a checkpoint on a split of a data set, exactly.
 
@@ -45,15 +49,16 @@ def evaluate(
     overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
-    directory: where measures that are tables are written.
+    output: as of `output_file`; measures that are tables are written beside that file.
 
   Returns:
     {"model", "split", "data", "metrics"}.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ;
-      the run's own data has changed.
+      the run's own data has changed; the output has no directory to lie in.
   """
+  _check_output(output)
   checkpoint = load(ref) if classes is None else narrowed(load(ref), classes)
   _note(f"{ref}: {line}" for line in checkpoint.report)
   config = _config_of(checkpoint, config_spec, overrides)
@@ -69,6 +74,11 @@ def evaluate(
   if measures.need_a_head(wanted):
     _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
   source = evaluation_source(config, dataset, evaluation_split(config, dataset))
+  told = {
+      "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name
+  }
+  file = output_file(ref, output, told)
+  directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
   mesh = mesh_lib.create_mesh(**config.mesh)
   # The checkpoint says what the model is; the config how and on what it is run.
@@ -94,10 +104,7 @@ def evaluate(
       place=place, batches=batches, train=dataset.splits.get("train"), test=source,
       seed=config.seed, out_sharding=out_sharding,
   )
-  return {
-      "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name,
-      "metrics": metrics,
-  }
+  return told | {"metrics": metrics}
 
 
 def _note(lines) -> None:
@@ -215,15 +222,26 @@ def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:
   )
 
 
-def output_file(ref: str, output: str | None) -> pathlib.Path | BucketPath | None:
-  """Where an evaluation's JSON goes: the named file, else into the run; None for neither.
+def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
+  """Where an evaluation's JSON goes, and its tables beside it: the named file, else, of a run, a
+  directory in RUN/evaluations for each step, split and data; None for neither.
 
-  Raises:
-    ConfigError: the file's directory does not exist.
+  Args:
+    told: "model", "split" and "data", as `evaluate` returns them.
   """
-  run, _ = split_ref(ref)
-  if output is None:
-    return run / "evaluation.json" if RunDirectory(run).exists() else None
-  if not pathlib.Path(output).absolute().parent.is_dir():
+  if output is not None:
+    return pathlib.Path(output).absolute()
+  run = RunDirectory(split_ref(ref)[0])
+  if not run.exists():
+    return None
+  step, split, data = told["model"].rpartition("@")[2], told["split"], told["data"]
+  # Two parts of a split may differ in signs alone, and two folders bear one name.
+  digest = hashlib.sha256(json.dumps([split, data]).encode()).hexdigest()[:8]
+  name = f"{step}_{split}_{os.path.basename(data.rstrip('/'))[:80]}_{digest}"
+  return run.evaluations / re.sub(r"[^\w.+-]", "-", name, flags=re.ASCII) / "evaluation.json"
+
+
+def _check_output(output: str | None) -> None:
+  """Raises ConfigError where the named file has no directory to lie in."""
+  if output is not None and not pathlib.Path(output).absolute().parent.is_dir():
     raise ConfigError(f"--output={output}: there is no such directory to write into")
-  return pathlib.Path(output)

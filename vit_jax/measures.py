@@ -2,13 +2,12 @@
 
 import functools
 import json
-import pathlib
 from typing import Callable
 
+from etils import epath
 import jax
 
 from vit_jax.bucket import atomic
-from vit_jax.bucket.path import BucketPath
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators import confusion, few_shot, knn, linear_probe
 from vit_jax.evaluators.calibration import calibration_error, reliability
@@ -43,7 +42,7 @@ def need_a_head(names) -> bool:
   return not set(names) <= set(_OF_FEATURES)
 
 
-def check(names, dataset, source, directory: pathlib.Path | BucketPath | None) -> None:
+def check(names, dataset, source, directory: epath.Path | None) -> None:
   """Raises ConfigError for what would only fail after everything was computed."""
   if set(names) & set(_OF_FEATURES) and "train" not in dataset.splits:
     raise ConfigError(
@@ -66,7 +65,7 @@ def check(names, dataset, source, directory: pathlib.Path | BucketPath | None) -
 
 def of_predictions(
     names, *, logits: Callable, params, batches: Callable, source, out_sharding,
-    loss_name: str, directory: pathlib.Path | BucketPath | None,
+    loss_name: str, directory: epath.Path | None,
 ) -> dict[str, float]:
   """Measures that need every prediction; process 0 writes the tables.
 
@@ -74,7 +73,7 @@ def of_predictions(
     logits: function of (params, batch) to `[B, C]`.
     batches: function of no arguments to an iterator of device batches.
     loss_name: "softmax" or "sigmoid", which the classifier was trained with.
-    directory: of confusion.csv, per_class.csv and reliability.json.
+    directory: of confusion.csv, per_class.csv and reliability.json, made if missing.
   """
   wanted = set(names) & set(_OF_PREDICTIONS)
   if not wanted:
@@ -84,6 +83,8 @@ def of_predictions(
       loss_name=loss_name,
   ).run(params)
   found, classes = {}, len(source.classes)
+  if wanted & set(_WITH_FILES) and jax.process_index() == 0:
+    directory.mkdir(parents=True, exist_ok=True)
   if "macro_f1" in wanted:
     found["macro_f1"] = confusion.macro_f1(predictions, classes)
   if "calibration" in wanted:

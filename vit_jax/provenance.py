@@ -17,8 +17,8 @@ _COUNTS = ("examples", "unreadable")
 
 
 def measurements(run: RunDirectory, step: int) -> tuple[Measurement, ...]:
-  """Everything measured at exactly this step, on the run's own data: by training, and by the last
-  `vit-jax evaluate`.  Both are of the averaged weights where the run keeps an average."""
+  """Everything measured at exactly this step, on the run's own data: by training, and by
+  `vit-jax evaluate`.  All is of the averaged weights where the run keeps an average."""
   found: dict[str, dict[str, float]] = {}
   for line in read_metrics(run.path):
     for key, value in line.items():
@@ -26,7 +26,7 @@ def measurements(run: RunDirectory, step: int) -> tuple[Measurement, ...]:
       split, _, name = rest.rpartition("/")
       if line["step"] == step and kind == "eval" and split and value is not None:
         found.setdefault(split, {})[name] = value
-  if evaluated := _evaluation(run, step):
+  for evaluated in _evaluations(run, step):
     found[evaluated["split"]] = evaluated["metrics"]
   return tuple(
       Measurement(
@@ -37,17 +37,19 @@ def measurements(run: RunDirectory, step: int) -> tuple[Measurement, ...]:
   )
 
 
-def _evaluation(run: RunDirectory, step: int) -> dict | None:
-  """RUN/evaluation.json where it is of this step and on the data that the run was trained on."""
-  path = run.path / "evaluation.json"
-  try:
-    content = json.loads(path.read_text())
-    inputs = run.read_info()["resolved"]["input"]
-    own_data = content["data"] == (inputs["path"] or inputs["dataset"])
-    own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
-    return content if own_data and own_step and content["metrics"] and content["split"] else None
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
-    return None  # absent, or written by something else
+def _evaluations(run: RunDirectory, step: int) -> list[dict]:
+  """What lies in RUN/evaluations of this step and of the data that the run was trained on."""
+  inputs, found = run.read_info()["resolved"]["input"], []
+  for directory in run.evaluations.iterdir() if run.evaluations.is_dir() else ():
+    try:
+      content = json.loads((directory / "evaluation.json").read_text())
+      own_data = content["data"] == (inputs["path"] or inputs["dataset"])
+      own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
+      if own_data and own_step and content["metrics"] and content["split"]:
+        found.append(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+      continue  # unfinished, or written by something else
+  return found
 
 
 def recorded(run: RunDirectory, step: int) -> dict:

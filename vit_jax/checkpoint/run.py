@@ -46,6 +46,7 @@ class RunDirectory:
     history_path: config_history.jsonl, one line for each change of the config.
     lock_path: .lock, held by the process that trains.
     checkpoints: directory of the checkpoints.
+    evaluations: directory of what `vit-jax evaluate` wrote.
   """
 
   def __init__(self, path: epath.PathLike):
@@ -60,6 +61,7 @@ class RunDirectory:
     self.history_path = self.path / "config_history.jsonl"
     self.lock_path = self.path / ".lock"
     self.checkpoints = self.path / "checkpoints"
+    self.evaluations = self.path / "evaluations"
     self._lease: Lease | None = None
 
   def bad_records_path(self, process: int) -> epath.Path:
