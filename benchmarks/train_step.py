@@ -28,6 +28,7 @@ import time
 
 from machine import OtherWork, machine_notes
 from table import markdown
+from vit_jax.huge_pages import environment_with_huge_pages
 from vit_jax.models.flops import training_flops
 from vit_jax.models.variants import variant_shape
 from vit_jax.observe.peaks import peak_flops
@@ -166,14 +167,15 @@ class Worker:
 
 
 def _environment() -> dict[str, str]:
-  """Of a worker: memory taken as needed, one GPU, no compilation remembered from before."""
+  """Of a worker: memory taken as needed, one GPU, no compilation remembered from before; on a CPU
+  huge pages, which `vit-jax train` asks for itself, for both sides."""
   visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
   return os.environ | {
       "CUDA_VISIBLE_DEVICES": visible,
       "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
       "JAX_ENABLE_COMPILATION_CACHE": "false",
       "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
-  }
+  } | environment_with_huge_pages()
 
 
 class Benchmark:

@@ -32,7 +32,7 @@ FLOORS = (
     ("models",),
     ("config",),
     ("fields",),
-    ("durations",),
+    ("durations", "huge_pages"),
     ("bucket",),
     ("errors",),
 )
