@@ -28,7 +28,7 @@ from vit_jax import config as config_lib
 
 _HERE = pathlib.Path(__file__).parent
 _CALIBRATION_STEPS = 300
-# Of both sides: activations in huge pages; without them a third of the time goes into page faults.
+# Of both sides: activations in huge pages; else much of the time goes into page faults.
 _ENVIRONMENT = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # A device a core, as the recipe's docstring advises.
 _OURS = {
