@@ -45,7 +45,8 @@ def _evaluations(run: RunDirectory, step: int) -> list[dict]:
       content = json.loads((directory / "evaluation.json").read_text())
       own_data = content["data"] == (inputs["path"] or inputs["dataset"])
       own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
-      if own_data and own_step and content["metrics"] and content["split"]:
+      as_it_is = not {"classes", "image_size"} & set(content)
+      if own_data and own_step and as_it_is and content["metrics"] and content["split"]:
         found.append(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
       continue  # unfinished, or written by something else

@@ -278,7 +278,7 @@ def _limitations(card: Card) -> str:
     if step.chosen_on:
       lines.append(
           f"Step {step.name} was chosen because it was the best on {step.chosen_on}: its figure "
-          "there is higher than on images that had no say in it."
+          "there is better than on images that had no say in it."
       )
     if rounding := step.verification.get("rounding"):
       lines.append(
