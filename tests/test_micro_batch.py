@@ -42,9 +42,8 @@ def batch(seed):
   }
 
 
-@functools.cache
-def trained(mesh_name, parts, *, dropout=0.0, freeze=None):
-  """Losses, metrics of the last step, and parameters after a few steps."""
+def built(mesh_name, parts, *, dropout=0.0, freeze=None, prepare=PREPARE):
+  """Mesh, state and step."""
   replica, fsdp = MESHES[mesh_name]
   devices = np.array(jax.devices()[: replica * fsdp]).reshape(replica, fsdp, 1)
   mesh = jax.sharding.Mesh(devices, AXES)
@@ -62,11 +61,18 @@ def trained(mesh_name, parts, *, dropout=0.0, freeze=None):
       "kernel": jax.device_put(kernel, shardings.params["head"]["kernel"])
   }
   state = dataclasses.replace(state, params=state.params | {"head": head})
-  before = jax.device_get(state.params)
   step = make_train_step(
-      objective, optimizer, prepare=PREPARE, mesh=mesh, state_shardings=shardings,
+      objective, optimizer, prepare=prepare, mesh=mesh, state_shardings=shardings,
       micro_batches=parts, frozen=freeze and frozen_mask(abstract.params, freeze),
   )
+  return mesh, state, step
+
+
+@functools.cache
+def trained(mesh_name, parts, *, freeze=None):
+  """Losses, metrics of the last step, and parameters before and after a few steps."""
+  mesh, state, step = built(mesh_name, parts, freeze=freeze)
+  before = jax.device_get(state.params)
   losses = []
   for i in range(STEPS):
     state, values = step(state, to_devices(batch(i), mesh), jax.random.key(1))
@@ -90,10 +96,19 @@ def test_parts_are_the_large_batch(mesh, parts):
 
 @pytest.mark.slow
 def test_each_part_has_dropout_of_its_own():
-  """With equal bits in both halves, and equal halves, two parts would be one part twice."""
-  whole, parts = trained("one device", 1, dropout=0.3)[0], trained("one device", 2, dropout=0.3)[0]
-  plain = trained("one device", 1)[0]
-  assert len({whole[0], parts[0], plain[0]}) == 3
+  """Of two equal parts only one counts, then only the other: what differs is their dropout."""
+  plain_images = functools.partial(
+      prepare_batch, mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=CLASSES
+  )
+  doubled = {key: np.repeat(value[::2], 2, axis=0) for key, value in batch(0).items()}
+  losses = {0.0: [], 0.3: []}
+  for dropout, found in losses.items():
+    for part in range(2):
+      mesh, state, step = built("one device", 2, dropout=dropout, prepare=plain_images)
+      counted = doubled | {"mask": np.arange(BATCH) % 2 == part}
+      counted["mask"] = counted["mask"].astype(np.float32)
+      found.append(step(state, to_devices(counted, mesh), jax.random.key(1))[1]["loss"].item())
+  assert losses[0.0][0] == losses[0.0][1] != losses[0.3][0] != losses[0.3][1]
 
 
 def test_norms_are_logged_by_block():
@@ -173,12 +188,25 @@ def test_memory_falls_with_the_micro_batch():
 
 
 def test_advice_when_the_devices_are_full():
-  with pytest.raises(ConfigError, match=r"out of memory .*set config.micro_batch=32 \(now 64;"):
-    with micro_batch.advice_when_out_of_memory(64, 8):
+  with pytest.raises(ConfigError, match="out of memory .*: try something else$"):
+    with micro_batch.advice_when_out_of_memory("try something else"):
       jax.numpy.zeros(2**52, np.uint8).block_until_ready()
-  with pytest.raises(ConfigError, match="config.mesh.fsdp"):
-    with micro_batch.advice_when_out_of_memory(8, 8):
-      jax.numpy.zeros(2**52, np.uint8).block_until_ready()
+
+
+@pytest.mark.parametrize("values, step, evaluation", [
+    ({}, "config.micro_batch=32 (now 64;", "config.evaluate.batch_size=32 (now 64)"),
+    ({"micro_batch": 16, "evaluate.batch_size": 24}, "config.micro_batch=8 (now 16;",
+     "config.evaluate.batch_size=12 (now 24)"),
+    ({"micro_batch": 8, "evaluate.batch_size": 9}, micro_batch.SMALLER_STATE,
+     "config.evaluate.batch_size=8 (now 9)"),
+    ({"micro_batch": 8, "evaluate.batch_size": 8}, micro_batch.SMALLER_STATE,
+     micro_batch.SMALLER_STATE),
+])
+def test_what_to_try_next(values, step, evaluation):
+  config = config_lib.complete(values | {"input.batch_size": 64}, origin="a test")
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 8, 1), AXES)
+  assert step in micro_batch.smaller_step(config, mesh)
+  assert evaluation in micro_batch.smaller_evaluation(config, mesh)
 
 
 def test_the_micro_batch_is_a_recipe_key_where_there_is_dropout():

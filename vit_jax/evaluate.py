@@ -13,6 +13,7 @@ import jax
 
 from vit_jax import config as config_lib
 from vit_jax import measures
+from vit_jax import micro_batch
 from vit_jax.batch_ops.normalize import normalize
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
@@ -52,7 +53,8 @@ def evaluate(
     output: as of `output_file`; measures that are tables are written beside that file.
 
   Returns:
-    {"model", "split", "data", "metrics"}.
+    {"model", "split", "data", "metrics"}, and "classes" and "image_size" where they are not the
+    checkpoint's own.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ;
@@ -77,6 +79,10 @@ def evaluate(
   told = {
       "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name
   }
+  if classes is not None:
+    told["classes"] = classes
+  if "model.image_size" in overrides:
+    told["image_size"] = config.model.image_size
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
@@ -90,20 +96,21 @@ def evaluate(
   place = functools.partial(mesh_lib.everywhere, shardings=out_sharding)
   batches = functools.partial(evaluation_batches, config, mesh=mesh, bad=bad)
   metrics = {}
-  if measures.need_a_head(wanted):
-    params = place(checkpoint.params)
-    if measures.CLASSIFICATION in wanted:
-      metrics |= make_evaluator(config, source, model=model, mesh=mesh, bad=bad).run(params)
-    metrics |= measures.of_predictions(
-        wanted, logits=answers_of(config, model), params=params, batches=batches(source),
-        source=source, out_sharding=out_sharding, loss_name=config.objective.loss,
-        directory=directory,
+  with micro_batch.advice_when_out_of_memory(micro_batch.smaller_evaluation(config, mesh)):
+    if measures.need_a_head(wanted):
+      params = place(checkpoint.params)
+      if measures.CLASSIFICATION in wanted:
+        metrics |= make_evaluator(config, source, model=model, mesh=mesh, bad=bad).run(params)
+      metrics |= measures.of_predictions(
+          wanted, logits=answers_of(config, model), params=params, batches=batches(source),
+          source=source, out_sharding=out_sharding, loss_name=config.objective.loss,
+          directory=directory,
+      )
+    metrics |= measures.of_features(
+        wanted, checkpoint=checkpoint, how=how, answers=functools.partial(answers_of, config),
+        place=place, batches=batches, train=dataset.splits.get("train"), test=source,
+        seed=config.seed, out_sharding=out_sharding,
     )
-  metrics |= measures.of_features(
-      wanted, checkpoint=checkpoint, how=how, answers=functools.partial(answers_of, config),
-      place=place, batches=batches, train=dataset.splits.get("train"), test=source,
-      seed=config.seed, out_sharding=out_sharding,
-  )
   return told | {"metrics": metrics}
 
 
@@ -224,10 +231,10 @@ def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:
 
 def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
   """Where an evaluation's JSON goes, and its tables beside it: the named file, else, of a run, a
-  directory in RUN/evaluations for each step, split and data; None for neither.
+  directory in RUN/evaluations for each step and what it is judged on; None for neither.
 
   Args:
-    told: "model", "split" and "data", as `evaluate` returns them.
+    told: as `evaluate` returns it.
   """
   if output is not None:
     return pathlib.Path(output).absolute()
@@ -236,7 +243,8 @@ def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
     return None
   step, split, data = told["model"].rpartition("@")[2], told["split"], told["data"]
   # Two parts of a split may differ in signs alone, and two folders bear one name.
-  digest = hashlib.sha256(json.dumps([split, data]).encode()).hexdigest()[:8]
+  judged = {key: told[key] for key in ("split", "data", "classes", "image_size") if key in told}
+  digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()[:8]
   name = f"{step}_{split}_{os.path.basename(data.rstrip('/'))[:80]}_{digest}"
   return run.evaluations / re.sub(r"[^\w.+-]", "-", name, flags=re.ASCII) / "evaluation.json"
 

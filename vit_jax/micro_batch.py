@@ -8,7 +8,10 @@ import jax
 
 from vit_jax.errors import ConfigError
 from vit_jax.parallel import memory
+from vit_jax.parallel import mesh as mesh_lib
 
+# What to try where not even the state fits the devices.
+SMALLER_STATE = "set config.mesh.fsdp to shard the parameters over more devices"
 # What other arrays than a step's (the next batch, an evaluation) and fragmentation may take.
 _RESERVED = 0.08
 
@@ -89,7 +92,7 @@ def step_bytes(train_step, *abstract, device: jax.Device) -> float:
 
 
 @contextlib.contextmanager
-def advice_when_out_of_memory(micro_batch: int, data_shards: int):
+def advice_when_out_of_memory(advice: str):
   """Turns a device's "out of memory" into what to try next.
 
   Raises:
@@ -100,11 +103,24 @@ def advice_when_out_of_memory(micro_batch: int, data_shards: int):
   except jax.errors.JaxRuntimeError as error:
     if not memory.is_out_of_memory(error):
       raise
-    smaller = sizes(micro_batch, data_shards)[1:]
-    advice = (
-        f"set config.micro_batch={smaller[0]} (now {micro_batch}; where there is dropout a run "
-        "that has begun needs --amend, too)" if smaller
-        else "set config.mesh.fsdp to shard the parameters over more devices"
-    )
     first = str(error).partition("\n")[0]
     raise ConfigError(f"the devices are out of memory ({first}): {advice}") from error
+
+
+def smaller_step(config, mesh) -> str:
+  """What to try where a step does not fit the devices of a mesh."""
+  now = config.micro_batch or config.input.batch_size
+  smaller = sizes(now, mesh_lib.data_shards(mesh))[1:]
+  return (
+      f"set config.micro_batch={smaller[0]} (now {now}; where there is dropout a run that has "
+      "begun needs --amend, too)" if smaller else SMALLER_STATE
+  )
+
+
+def smaller_evaluation(config, mesh) -> str:
+  """What to try where an evaluation does not fit the devices of a mesh."""
+  now, shards = config.evaluate.batch_size or config.input.batch_size, mesh_lib.data_shards(mesh)
+  return (
+      f"set config.evaluate.batch_size={max(now // 2, shards)} (now {now})"
+      if now > shards else SMALLER_STATE
+  )

@@ -66,14 +66,34 @@ def continue_or_begin(run, requested, *, amend: bool) -> Continuation:
   return Continuation(resolved, info, values)
 
 
-def with_possible_micro_batch(config, requested, *, devices: int):
-  """Lets `micro_batch="auto"` choose again where what it once chose does not fit other devices."""
+def with_possible_micro_batch(config, requested, *, devices: int, amend: bool):
+  """Lets `micro_batch="auto"` choose again where what it once chose does not fit other devices.
+
+  Raises:
+    ConfigError: each part has dropout of its own, so that another size is another recipe, and
+      `amend` does not allow it.
+  """
   if requested.micro_batch != "auto":
     return config
-  possible = sizes(config.input.batch_size, devices // config.mesh.tensor)
-  return config if config.micro_batch in possible else (
-      config_lib.replace(config, {"micro_batch": "auto"})
-  )
+  shards = devices // config.mesh.tensor
+  if config.micro_batch in sizes(config.input.batch_size, shards):
+    return config
+  again = config_lib.replace(config, {"micro_batch": "auto"})
+  if config_lib.differences(config, again)[config_lib.RECIPE] and not amend:
+    raise ConfigError(
+        f"config.micro_batch=auto once chose {config.micro_batch}, which {shards} data shards do "
+        "not divide; another size would draw other dropout. Go on with as many devices as before, "
+        "or add --amend to let it choose again"
+    )
+  return again
+
+
+def changes_of(continuation: Continuation, config) -> dict[str, tuple]:
+  """{key: (old, new)} of what the command changes, and of what `micro_batch="auto"` chose anew."""
+  chosen = continuation.info and continuation.info["resolved"].get("micro_batch")
+  if not continuation.info or chosen == config.micro_batch:
+    return continuation.changed
+  return continuation.changed | {"micro_batch": (chosen, config.micro_batch)}
 
 
 def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:

@@ -72,7 +72,7 @@ def make_train_step(
 
   Metrics are float32 scalars: the loss and the objective's, `gradient_norm`, `parameter_norm` and
   `update_norm` over everything, and `gradient_norm/BLOCK` and so on by `optim.norms`; `skipped` and
-  `skipped_in_a_row` are counts.
+  `skipped_in_a_row` are counts.  Of a skipped step the gradient and the update are those refused.
   """
   gradient = make_gradient(
       objective, prepare=prepare, mesh=mesh, micro_batches=micro_batches, frozen=frozen

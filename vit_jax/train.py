@@ -14,6 +14,7 @@ import jax
 from vit_jax import config as config_lib
 from vit_jax import durations
 from vit_jax import fork
+from vit_jax import micro_batch
 from vit_jax import resume
 from vit_jax import run_state
 from vit_jax.checkpoint.manager import Checkpoints
@@ -29,7 +30,6 @@ from vit_jax.data.open import open_configured
 from vit_jax.errors import ConfigError, Preempted
 from vit_jax.evaluate import evaluation_source, evaluation_split, make_evaluator
 from vit_jax.loading import load
-from vit_jax.micro_batch import advice_when_out_of_memory
 from vit_jax.models.flops import training_flops
 from vit_jax.observe.metrics import MetricsWriter
 from vit_jax.observe.peaks import peak_flops
@@ -137,7 +137,9 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     config = resolve(
         config, checkpoint=None if info else pretrained, platform=jax.default_backend()
     )
-    config = resume.with_possible_micro_batch(config, requested, devices=jax.device_count())
+    config = resume.with_possible_micro_batch(
+        config, requested, devices=jax.device_count(), amend=amend
+    )
 
     # Mesh, steps, model, optimizer.
     weights = config.objective.class_weights
@@ -168,14 +170,15 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       print("data: there is no validation split: the best checkpoint is chosen on test")
 
     # The state: new, from other weights, or restored.
-    if parent:
-      with parent.checkpoints() as theirs:
-        state, examples_seen = run_state.restore(plan, theirs, parent.step)
-      examples_seen += plan.steps_in(config.fork.skip) * config.input.batch_size
-    elif last_step is None:
-      state, examples_seen = run_state.begin(plan, pretrained), 0
-    else:
-      state, examples_seen = run_state.restore(plan, checkpoints, last_step)
+    with micro_batch.advice_when_out_of_memory(micro_batch.SMALLER_STATE):
+      if parent:
+        with parent.checkpoints() as theirs:
+          state, examples_seen = run_state.restore(plan, theirs, parent.step)
+        examples_seen += plan.steps_in(config.fork.skip) * config.input.batch_size
+      elif last_step is None:
+        state, examples_seen = run_state.begin(plan, pretrained), 0
+      else:
+        state, examples_seen = run_state.restore(plan, checkpoints, last_step)
 
     # The directory is written from here on.
     environment = resume.environment(plan.mesh)
@@ -184,8 +187,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       print(f"resume: {note}")
     checkpoints.forget_gone()  # now that it is said
     if jax.process_index() == 0:
-      if continuation.changed:
-        run.append_history(resume.history_entry(last_step or 0, continuation.changed))
+      if changed := resume.changes_of(continuation, config):
+        run.append_history(resume.history_entry(last_step or 0, changed))
       run.write_info({
           "requested": config_lib.to_json(requested),
           "resolved": config_lib.to_json(config),
@@ -220,9 +223,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     stack.callback(bad.close)
     batches = train_input(plan, dataset.splits["train"], transform, examples_seen, bad)
     stack.enter_context(
-        advice_when_out_of_memory(
-            config.micro_batch or config.input.batch_size, mesh_lib.data_shards(plan.mesh)
-        )
+        micro_batch.advice_when_out_of_memory(micro_batch.smaller_step(config, plan.mesh))
     )
     _loop(
         plan,
@@ -312,7 +313,9 @@ def _loop(
         run.check_lock()
       if evaluation_due:
         watchdog.enter("the evaluation", step, patient=True)
-        measured = evaluator.run(state.averaged)
+        advice = micro_batch.smaller_evaluation(config, plan.mesh)
+        with micro_batch.advice_when_out_of_memory(advice):
+          measured = evaluator.run(state.averaged)
         evaluated = {f"eval/{evaluator.name}/{k}": value for k, value in measured.items()}
         progress.message(f"step {step}: {evaluator.name} accuracy {measured['accuracy']:.2%}")
       if writer and (log_due or evaluation_due):
