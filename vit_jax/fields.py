@@ -258,7 +258,8 @@ FIELDS = {
     "optimizer.name": Field("adamw", RECIPE, "the rule", choices=("adam", "adamw", "sgd")),
     "optimizer.learning_rate": Field(1e-3, RECIPE, "the peak", minimum=1e-12),
     "optimizer.learning_rate_batch_size": Field(
-        None, RECIPE, "batch that the rate is meant for: it is scaled to the run's; None: as it is",
+        None, RECIPE, "batch that the rate is meant for, and end_learning_rate: both are scaled to "
+        "the run's; None: as they are",
         int, minimum=1,
     ),
     "optimizer.learning_rate_rules": Field(

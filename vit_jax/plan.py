@@ -164,13 +164,14 @@ def _optimization(config, steps_in, total_steps: int, *, depth: int):
         f"config.schedule.warmup {config.schedule.warmup!r} is {warmup_steps} steps and "
         f"config.total {config.total!r} is {total_steps}: train longer, or warm up for less"
     )
-  rate = config.optimizer.learning_rate
+  rate, end = config.optimizer.learning_rate, config.schedule.end_learning_rate
   if base := config.optimizer.learning_rate_batch_size:
-    rate *= config.input.batch_size / base  # linear scaling (arXiv 1706.02677, section 2.1)
+    # Linear scaling (arXiv 1706.02677, section 2.1), of the whole schedule.
+    rate, end = (r * config.input.batch_size / base for r in (rate, end))
   schedule = make_schedule(
       config.schedule.name,
       learning_rate=rate,
-      end_learning_rate=config.schedule.end_learning_rate,
+      end_learning_rate=end,
       warmup_steps=warmup_steps,
       total_steps=total_steps,
       cooldown_steps=steps_in(config.schedule.cooldown),
@@ -231,6 +232,8 @@ def describe(plan: Plan) -> str:
   params = plan.abstract.params
   model, mesh = plan.model_config, plan.mesh
   gflops = training_flops(**model) / 1e9
+  optimizer = plan.config.optimizer
+  peak = float(plan.schedule(plan.steps_in(plan.config.schedule.warmup)))
   lines = [
       f"model: width {model['width']}, depth {model['depth']}, {model['num_heads']} heads, patch "
       f"{model['patch_size']}, {model['image_size']} px, {model['num_classes']} classes: "
@@ -241,7 +244,7 @@ def describe(plan: Plan) -> str:
       f"({plan.config.total})",
       "parameters:",
       sharding.placement_table(sharding.place(params, mesh)),
-      "optimizer:",
+      f"optimizer: {optimizer.name}, learning rate up to {peak:.4g}",
   ]
   lines += [f"  {line}" for line in rules.describe(params, **_rules(plan))]
   return "\n".join(lines)

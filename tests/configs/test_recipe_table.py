@@ -127,6 +127,9 @@ ROWS = [
     ("cifar10_scratch", None, WHOLE_CIFAR10, SMALL,
      ("adamw", 1e-3, 5e-5, "kernels", 1.0, None, None), cosine(312, 6_250),
      ("pad", None, True, None, 0.0, (0.0, 0.0), 64, 32, (32, None))),
+    ("cifar10_scratch:finetune", None, WHOLE_CIFAR10, SMALL,
+     ("adamw", 2e-4, 1e-5, "kernels", 1.0, None, None), cosine(39, 781),
+     ("pad", None, True, None, 0.0, (0.0, 0.0), 64, 64, (64, None))),
 ]
 IDS = [row[0] for row in ROWS]
 KERNELS = {
@@ -208,6 +211,13 @@ def test_schedule_and_length(row, parts):
     assert float(found.schedule(step)) == pytest.approx(wanted, rel=1e-5, abs=1e-6 * peak), step
 
 
+def test_linear_scaling_is_of_the_whole_schedule():
+  """Meant for batches of 1024 and trained with 4096, a rate is 4 times as large."""
+  found = plan("vit_i21k:B/16", IMAGENET_21K, {"optimizer.learning_rate_batch_size": "1024"})
+  assert float(found.schedule(10_000)) == pytest.approx(4e-3, rel=1e-6)
+  assert float(found.schedule(found.total_steps)) == pytest.approx(4e-5, rel=1e-5)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_augmentation(row, parts):
   crop, area, flip, layers, mixup, (dropout, depth), batch, side, (size, short) = row[6]
@@ -223,8 +233,9 @@ def test_augmentation(row, parts):
   assert config.model.image_size == transform.image_size == side == size
   assert config.input.short_side == short
   assert config.input.resize == ("squash" if short is None else "center")
-  smoothing = 0.1 if row[0] == "cifar10_scratch" else 0.0
-  assert config.batch_ops.label_smoothing == smoothing
+  assert config.batch_ops.label_smoothing == (0.1 if "cifar10_scratch" in row[0] else 0.0)
+  assert config.model.attention_dropout == (0.1 if row[0] == "fashion_mnist" else 0.0)
+  assert transform.crop_filter == config.input.interpolation == "bilinear"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
