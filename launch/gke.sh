@@ -92,7 +92,7 @@ check_tpu() {
   check_pattern --chips-per-host "${option[chips-per-host]}" "$machines" \
     "a machine of ${option[tpu]} ${option[topology]} has ${machines/|/ or } chips"
   replicas=${option[slices]} devices=${option[chips-per-host]}
-  hosts=$((chips / devices)) together=$((chips / devices * replicas))
+  hosts=$((chips / devices)) together=$((chips * replicas / devices))
   resource=google.com/tpu group=slice
 }
 
@@ -121,7 +121,14 @@ check_run() {
   check_count restarts 100
   [[ -z ${option[service-account]:-} ]] ||
     check_resource_name --service-account "${option[service-account]}" 63
-  if [[ ${option[runs]:-} ]]; then check_command sweep; else check_command train sweep; fi
+  if [[ ${option[runs]:-} ]]; then
+    check_command sweep
+    for each in "${arguments[@]}"; do
+      [[ $each != --index* ]] || fail "$each does not go: --runs gives each job its own; leave it out"
+    done
+  else
+    check_command train sweep
+  fi
   check_bucket
   for each in "${arguments[@]}"; do
     [[ ${each//[$'\n\t\r']/} != *[$'\x01'-$'\x1f'$'\x7f']* ]] ||
