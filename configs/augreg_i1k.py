@@ -23,7 +23,9 @@ Time: 300 epochs of train[:99%] are 92.9 k steps; how long they took was not pub
 As big_vision writes it (`configs/vit_i1k.py`): class token, a hidden layer with tanh before the
 head, softmax, Adam's first moment in bfloat16, 1 % of train held out.  Kernels alone decay, .1
 times the learning rate of 1e-3 (big_vision: 1e-4, independent of it, the same thing).
-Assumed: nothing else.
+Different: learned positions start at a standard deviation of .02, as in the paper's own code
+(big_vision: 1 / sqrt(width)); evaluation resizes bilinearly, with antialiasing (there by area).
+Assumed: nothing.
 """
 
 from ml_collections import ConfigDict

@@ -8,9 +8,14 @@
 
 DIR is CLASS/*, or {train,validation,test}/CLASS/*, or images with metadata.csv or metadata.jsonl.
 Image size, normalisation and model are the checkpoint's own unless given.  The best checkpoint on
-the held-out split is kept.  The rates are assumed, nobody published them for a folder they had not
-seen: fine-tuning with AdamW at 1e-4 is the usual start for ViTs of all sizes; from scratch they are
-the plain ViT baseline's (arXiv 2205.01580), with batch and learning rate scaled down.
+the held-out split is kept.
+
+Expected: what the images allow; nobody can say before.
+Time: `vit-jax plan --topology=...` estimates it, for GPUs and TPUs; the run prints what is left.
+
+The rates are assumed, nobody published them for a folder they had not seen: fine-tuning with AdamW
+at 1e-4 is the usual start for ViTs of all sizes; from scratch they are the plain ViT baseline's
+(arXiv 2205.01580), with batch and learning rate scaled down.
 """
 
 from ml_collections import ConfigDict

@@ -18,6 +18,8 @@ TPUv3-core-days for L/16 (Table 2), nobody published the others.
 The paper's "Adam" is the released code's, whose weight decay is multiplied with the learning rate
 and not added to the gradient: AdamW today.  Sigmoid loss, the head's bias of -10 and the end at
 1e-5 are the authors' additions to the paper.
+Different: at another resolution positions are interpolated bicubically, as Hugging Face does (the
+released code: linearly; config.model.position_interpolation=bilinear).
 Assumed, nobody published it: every parameter decays (the released Adam knows no mask); no clipping
 (the paper clips on ImageNet-1k only); H/14 trains as L does; L trains for 90 of the paper's "30/90"
 epochs; the crop's smallest area .05 is the fine-tuning code's; images are evaluated squashed to

@@ -1,12 +1,16 @@
 """The average of the parameters: kept by the step, saved, loaded and demanded by name."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.checkpoint.manager import Checkpoints
+from vit_jax.convert import convert
 from vit_jax.errors import CheckpointError
+from vit_jax.evaluate import evaluate
 from vit_jax.loading import load, split_ref
 from vit_jax.train import train
 
@@ -16,6 +20,7 @@ TINY = {
     "model.num_heads": "4", "model.mlp_dim": "32", "checkpoint.every": "1 steps",
     "checkpoint.keep_latest": "9", "evaluate.every": "4 steps", "evaluate.batch_size": "512",
     "mesh.replica": "1", "mesh.fsdp": "8", "log_every": "1 steps",
+    "checkpoint.best_metric": "loss",
 }
 
 
@@ -62,6 +67,31 @@ def test_a_run_is_loaded_as_its_average(runs):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.params, average)
     assert checkpoint.report == ("the average of the parameters (decay 0.7) at step 4",)
   assert load(str(runs / "without")).report == ()
+
+
+def test_the_average_is_what_is_evaluated_and_kept_as_best(runs):
+  """What the last line says is what `evaluate` finds of the average, and not of the parameters."""
+  run = runs / "with"
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  logged = {
+      key.removeprefix("eval/validation/"): value
+      for key, value in json.loads(lines[-1]).items() if key.startswith("eval/validation/")
+  }
+  found = evaluate(f"{run}@best", config_spec=None, overrides={})
+  assert found["model"].endswith("@4+ema")
+  assert found["metrics"]["loss"] == pytest.approx(logged["loss"], rel=1e-6)
+  plain = evaluate(f"{runs / 'without'}@4", config_spec=None, overrides={})["metrics"]["loss"]
+  assert abs(plain - logged["loss"]) > 1e-4  # its parameters are those of the other run
+
+
+@pytest.mark.slow
+def test_the_average_is_what_is_exported(runs, tmp_path):
+  convert(
+      str(runs / "with"), output=str(tmp_path / "npz"), to="google-npz", architecture=None,
+      dtype="float32", max_shard_bytes=10**9,
+  )
+  (file,) = (tmp_path / "npz").glob("*.npz")
+  jax.tree.map(np.testing.assert_array_equal, load(str(file)).params, stored(runs / "with")[4][1])
 
 
 def test_what_is_not_there_is_said(runs):

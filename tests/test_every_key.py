@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import pathlib
 
 import jax
 from jax.extend.core import ClosedJaxpr
@@ -88,18 +89,30 @@ OF_A_RUN = {
     "checkpoint.best_metric": "accuracy",
     "debug.repeat_batch": True,
 }
-# Each is held by the tests that are named, because it shows where neither of the two looks.
+# Each shows where neither of the two looks: file and function of the test that holds it.
 ELSEWHERE = {
-    "input.dataset": "data/test_open", "input.path": "test_folder_run",
-    "init.checkpoint": "test_ema, test_finetune_torch", "init.required": "configs/test_recipes",
-    "input.threads": "data/test_pipeline", "input.workers": "data/test_workers",
-    "input.max_bad_fraction": "data/test_bad_records", "model.attention": "models/test_attention",
-    "model.position_interpolation": "models/test_positions (only of a checkpoint)",
-    "mesh.replica": "parallel/test_mesh (what the other axes leave is its only value)",
-    "fork.checkpoint": "test_elastic", "fork.skip": "test_elastic", "skip.limit": "test_sanity",
-    "checkpoint.retries": "faults/test_disks", "checkpoint.local": "faults/test_local_tier",
-    "evaluate.real_labels": "test_labels_run", "evaluate.classes": "test_labels_run",
-    "watchdog": "faults/test_hangs", "checkpoint.grace": "faults/test_preempted",
+    "input.dataset": "data/test_open::test_names",
+    "input.path": "test_folder_run::test_other_data_is_refused",
+    "init.checkpoint": "test_finetune_torch::test_hundred_steps_equal_pytorch",
+    "init.required": "configs/test_recipes::test_fine_tuning_needs_a_checkpoint",
+    "input.threads": "data/test_pipeline::test_threads_do_not_matter",
+    "input.workers": "data/test_workers::test_the_stream_does_not_depend_on_workers_or_hosts",
+    "input.max_bad_fraction": "data/test_bad_records::test_a_share_is_judged_after_enough_examples",
+    "model.attention": "models/test_attention::test_float32_equals_the_formula",
+    # Of a checkpoint only.
+    "model.position_interpolation": "models/test_positions::test_traced_as_loaded",
+    # What the other axes leave is its only value.
+    "mesh.replica": "parallel/test_mesh::test_replicas_are_what_is_left",
+    "fork.checkpoint": "test_elastic::test_a_fork_with_nothing_changed_goes_on_bit_for_bit",
+    "fork.skip": "test_elastic::test_data_is_left_out_only_at_a_fork",
+    "skip.limit": "test_sanity::test_too_many_in_a_row_end_the_run",
+    "checkpoint.retries": "faults/test_disks::test_a_disk_that_stays_full_ends_the_run",
+    "checkpoint.local": "faults/test_local_tier::test_killed_with_and_without_its_machine",
+    "evaluate.real_labels": "test_labels_run::test_real_labels_and_classes_of_other_names",
+    "evaluate.classes": "test_labels_run::test_a_run_is_judged_on_imagenet_v2",
+    "watchdog": "faults/test_hangs::test_a_frozen_input_ends_the_run_and_is_shown",
+    "checkpoint.grace":
+        "faults/test_preempted::test_where_the_last_save_hangs_it_leaves_at_the_end_of_its_grace",
 }
 
 
@@ -185,6 +198,12 @@ def cached(items: str, folder):
 def test_every_key_is_listed():
   assert set(CHANGES) | set(OF_A_RUN) | set(ELSEWHERE) == set(config_lib.FIELDS)
   assert len(CHANGES) + len(OF_A_RUN) + len(ELSEWHERE) == len(config_lib.FIELDS)
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_what_holds_a_key_elsewhere_is_there(key):
+  file, _, function = ELSEWHERE[key].partition("::")
+  assert f"\ndef {function}(" in (pathlib.Path(__file__).parent / f"{file}.py").read_text()
 
 
 @pytest.mark.parametrize("key", CHANGES)
