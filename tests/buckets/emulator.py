@@ -413,6 +413,8 @@ def _range(text: str, size: int) -> tuple[int, int]:
 def _parts(content_type: str, body: bytes) -> tuple[dict, bytes]:
   """Description and content of a multipart upload."""
   boundary = re.search(r'boundary="?([^";]+)"?', content_type)[1].encode()
-  _, described, content, _ = re.split(rb"(?:\r?\n)?--" + re.escape(boundary) + rb"(?:--)?", body)
+  # A line ends as the first one does; what else stands before a boundary is content.
+  end = re.match(rb"\s*--" + re.escape(boundary) + rb"(\r?\n)", body)[1]
+  _, described, content, _ = re.split(rb"(?:%b)?--%b(?:--)?" % (end, re.escape(boundary)), body)
   text, data = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (described, content))
   return json.loads(text), data

@@ -31,6 +31,13 @@ def test_a_config_leaves_what_lies_elsewhere_alone(ref):
   assert config.load("quickstart", {"init.checkpoint": ref}).init.checkpoint == ref
 
 
+@pytest.mark.parametrize("content", [b"a\r", b"a\n", b"\r\n", b"\n\r", b"\n\n\r\n", b""])
+def test_every_byte_of_a_file_arrives(content, emulator, bucket, tmp_path):
+  (tmp_path / "file").write_bytes(content)
+  place(f"gs://{bucket}/copy").upload(tmp_path / "file")
+  assert emulator.read(bucket, "copy") == content
+
+
 def test_reading_writing_and_listing(emulator, bucket):
   root = place(f"gs://{bucket}/run")
   assert not root.exists() and not root.is_dir()
