@@ -90,10 +90,11 @@ def with_possible_micro_batch(config, requested, *, devices: int, amend: bool):
 
 def changes_of(continuation: Continuation, config) -> dict[str, tuple]:
   """{key: (old, new)} of what the command changes, and of what `micro_batch="auto"` chose anew."""
-  chosen = continuation.info and continuation.info["resolved"].get("micro_batch")
-  if not continuation.info or chosen == config.micro_batch:
-    return continuation.changed
-  return continuation.changed | {"micro_batch": (chosen, config.micro_batch)}
+  if not continuation.info:
+    return {}
+  chosen = continuation.info["resolved"].get("micro_batch")
+  again = {} if chosen == config.micro_batch else {"micro_batch": (chosen, config.micro_batch)}
+  return continuation.changed | again
 
 
 def history_entry(step: int, changed: dict[str, tuple], **more) -> dict:

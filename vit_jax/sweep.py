@@ -197,18 +197,17 @@ def _metric(member: Member) -> str:
   return f"eval/{_evaluated(member)}/{member.config.checkpoint.best_metric or 'accuracy'}"
 
 
-def _best(member: Member) -> dict | None:
-  """What `status` says of the member's @best, where that is kept by this measure; else None."""
-  best = read_status(str(member.workdir))["best"]
+def _best(member: Member, status: dict) -> dict | None:
+  """What its status says of the member's @best, where that is kept by this measure; else None."""
+  best = status["best"]
   return best if best and best["metric"] == _metric(member) else None
 
 
 def _measure(member: Member) -> tuple[str, float | None]:
   """Name of the measure, and the member's last value, or best where its best is kept."""
-  name = _metric(member)
-  if best := _best(member):
-    return name, best["value"]
-  return name, read_status(str(member.workdir))["metrics"].get(name)
+  name, status = _metric(member), read_status(str(member.workdir))
+  best = _best(member, status)
+  return name, best["value"] if best else status["metrics"].get(name)
 
 
 def _evaluated(member: Member) -> str:
@@ -232,7 +231,10 @@ def _write_table(everything: list[Member], workdir: str) -> None:
 
 def _tested(winner: Member) -> dict:
   """What the winner reaches on a split that nothing was chosen by: test, else validation."""
-  kept = decided_by_first(lambda: _best(winner) is not None, "which checkpoint is tested")
+  kept = decided_by_first(
+      lambda: _best(winner, read_status(str(winner.workdir))) is not None,
+      "which checkpoint is tested",
+  )
   ref = f"{winner.workdir}@best" if kept else str(winner.workdir)
   held_out, there = _evaluated(winner), open_configured(winner.config).splits
   for split in ("test", "validation"):
