@@ -42,6 +42,7 @@ CHANGES = {
     "model.position_embedding": ("sincos2d",), "model.class_token_position": (False,),
     "model.qkv_bias": (False,), "model.qk_norm": (True,), "model.layer_scale": (0.1,),
     "model.mlp": ("swiglu",), "model.gelu": ("erf",), "model.layer_norm_epsilon": (1e-5,),
+    "model.attention_initialization": ("mimetic",),
     "model.dropout": (0.1,), "model.attention_dropout": (0.1,), "model.stochastic_depth": (0.1,),
     "model.stochastic_depth_schedule": ("constant", {"model.stochastic_depth": 0.1}),
     "model.dtype": ("bfloat16",), "model.scan": (True,), "model.remat": ("block",),

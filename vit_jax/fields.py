@@ -112,6 +112,10 @@ FIELDS = {
     "model.layer_norm_epsilon": Field(
         None, IDENTITY, "of every layer norm [1e-6]", float, minimum=0
     ),
+    "model.attention_initialization": Field(
+        "xavier", IDENTITY, "of the blocks' kernels: uniform, or as trained attention looks",
+        choices=("xavier", "mimetic"),
+    ),
     "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0, maximum=0.99),
     "model.attention_dropout": Field(
         0.0, RECIPE, "rate on attention weights", minimum=0, maximum=0.99

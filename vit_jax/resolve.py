@@ -60,7 +60,7 @@ def model_arguments(config, *, num_classes: int) -> dict:
   """Returns the attributes of `models.vit.ViT` that a resolved config describes."""
   names = _MODEL + (
       "dropout", "attention_dropout", "stochastic_depth", "stochastic_depth_schedule", "dtype",
-      "gradient_dtype", "scan", "remat", "attention",
+      "gradient_dtype", "scan", "remat", "attention", "attention_initialization",
   )
   given = {name: config.model[name] for name in names if config.model[name] is not None}
   return _open_defaults(given) | given | {"num_classes": num_classes}

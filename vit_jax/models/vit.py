@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from vit_jax.models.dense import Dense, product, spread
 from vit_jax.models.dropout import dropout
 from vit_jax.models.layers import Block, MapHead
+from vit_jax.models.mimetic import mimetic
 from vit_jax.models.positions import grid, resize_position_embedding, sincos2d
 from vit_jax.models.reconstruction import pixel_shuffle
 from vit_jax.models.remat import remat
@@ -83,6 +84,8 @@ class ViT(nn.Module):
     scan: run the blocks by `lax.scan` (compile time independent of depth) or unrolled.
     remat: what the backward pass computes again instead of keeping it, see `remat.remat`.
     attention: an implementation of `attention.dot_product_attention`.
+    attention_initialization: of the blocks' kernels, "xavier" (uniform, as Google's ViT) or
+      "mimetic" (see `mimetic`).
     place: None, or a function of tokens `[B, T, D]` to the same, called between the blocks: where
       it says how they lie on a mesh, parameters come to them and not they to the parameters.
   """
@@ -121,6 +124,7 @@ class ViT(nn.Module):
   scan: bool = False
   remat: str = "none"
   attention: str = "auto"
+  attention_initialization: str = "xavier"
   place: Any = None
 
   @nn.compact
@@ -254,9 +258,14 @@ class ViT(nn.Module):
     """Runs the stacked blocks over tokens `[B, T, D]`; what `outputs` asks for comes beside."""
     block = self.block(train)
 
+    def init_block(init_key):
+      params = block.init(init_key, x[:1], 0.0, jax.random.key(0))["params"]
+      if self.attention_initialization == "mimetic":
+        params |= {"attention": mimetic(params["attention"], jax.random.fold_in(init_key, 0))}
+      return params
+
     def init_blocks(init_key):
-      init_one = lambda k: block.init(k, x[:1], 0.0, jax.random.key(0))["params"]
-      return jax.vmap(init_one)(jax.random.split(init_key, self.depth))
+      return jax.vmap(init_block)(jax.random.split(init_key, self.depth))
 
     params = self.param("blocks", init_blocks)
     start = self.stochastic_depth if self.stochastic_depth_schedule == "constant" else 0.0
@@ -338,7 +347,8 @@ DESCRIPTION = tuple(
     name for name in ViT.__dataclass_fields__
     if name not in (
         "dropout", "attention_dropout", "stochastic_depth", "stochastic_depth_schedule", "dtype",
-        "gradient_dtype", "scan", "remat", "attention", "place", "parent", "name",
+        "gradient_dtype", "scan", "remat", "attention", "attention_initialization", "place",
+        "parent", "name",
     )
 )
 DEFAULTS = {
