@@ -13,8 +13,9 @@ use a device a core: XLA_FLAGS=--xla_force_host_platform_device_count=2.
 The second command is for an accelerator, where epochs are cheap and regularisation begins to pay.
 The third fine-tunes at twice the resolution: 256 tokens, an epoch, a quarter of an hour.
 
-Expected accuracy on test: not measured yet.  Time: not measured yet; the number of epochs is chosen
-for half an hour.
+Expected accuracy on test: 72.5 % (one seed, 11 202 steps; timm's ViT of this size in the same time
+69.4 %, 7 719 steps: benchmarks/cifar10.py, whose log lies beside it).  Time: half an hour on two
+cores, for which the number of epochs is chosen.
 
 All of it is ours, nobody published a ViT for this budget: patches of 4 so that 64 tokens see a
 32-px image; width 128 and an MLP of only twice that, because few epochs reward many cheap steps;
@@ -49,7 +50,7 @@ def get_config(arg=None):
       weight_decay_mask="kernel$", clip_global_norm=1.0,
   )
   config.schedule = dict(name="cosine", warmup="5 percent")
-  config.total = "8 epochs"
+  config.total = "14 epochs"
   config.evaluate = dict(every="1 epochs", split="test")
   if chosen.runlocal:
     common.run_local(config)

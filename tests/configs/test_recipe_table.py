@@ -125,7 +125,7 @@ ROWS = [
      ("sgd", 0.1, 0.0, "none", None, None, None), ("constant", 0, 4_688, 0.1),
      ("none", None, False, None, 0.0, (0.1, 0.0), 128, 96, (96, None))),
     ("cifar10_scratch", None, WHOLE_CIFAR10, SMALL,
-     ("adamw", 1e-3, 5e-5, "kernels", 1.0, None, None), cosine(312, 6_250),
+     ("adamw", 1e-3, 5e-5, "kernels", 1.0, None, None), cosine(547, 10_938),
      ("pad", None, True, None, 0.0, (0.0, 0.0), 64, 32, (32, None))),
     ("cifar10_scratch:finetune", None, WHOLE_CIFAR10, SMALL,
      ("adamw", 2e-4, 1e-5, "kernels", 1.0, None, None), cosine(39, 781),
