@@ -34,6 +34,7 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   theirs = {path_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(resized.params)}
   heads = {name.partition("/")[0] for name in theirs if name.startswith(_NEW)} - {"head"}
   theirs = {name: a for name, a in theirs.items() if not name.startswith(_NEW)}
+  learned = "position_embedding" in theirs  # fixed ones are computed for any size
   problems, new = [], []
 
   def take(path, leaf):
@@ -59,7 +60,9 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   if problems:
     raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
   before = checkpoint.model_config["image_size"]
-  resampled = f", positions resampled ({interpolation})" if before != image_size else ""
+  resampled = ""
+  if learned and before != image_size:
+    resampled = f", positions resampled ({interpolation})"
   said = (
       f"init: weights from {before} px to {image_size} px{resampled}; new: {', '.join(new)}"
       + (f"; left out: {', '.join(left)}" if left else "")
