@@ -34,7 +34,6 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   theirs = {path_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(resized.params)}
   heads = {name.partition("/")[0] for name in theirs if name.startswith(_NEW)} - {"head"}
   theirs = {name: a for name, a in theirs.items() if not name.startswith(_NEW)}
-  learned = "position_embedding" in theirs  # fixed ones are computed for any size
   problems, new = [], []
 
   def take(path, leaf):
@@ -61,7 +60,7 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
     raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
   before = checkpoint.model_config["image_size"]
   resampled = ""
-  if learned and before != image_size:
+  if before != image_size and "position_embedding" in checkpoint.params:  # fixed ones need none
     resampled = f", positions resampled ({interpolation})"
   said = (
       f"init: weights from {before} px to {image_size} px{resampled}; new: {', '.join(new)}"

@@ -76,5 +76,5 @@ def test_blocks_and_seeds_differ(params):
       params, new(seed=1, attention_initialization="mimetic")
   ))
   assert not np.array_equal(query[0], query[1]) and not np.array_equal(query, again)
-  unrolled = new(attention_initialization="mimetic", scan=True)
-  np.testing.assert_array_equal(query, unrolled["blocks"]["attention"]["query"]["kernel"])
+  scanned = new(attention_initialization="mimetic", scan=True)
+  np.testing.assert_array_equal(query, scanned["blocks"]["attention"]["query"]["kernel"])
