@@ -2,7 +2,8 @@
 
 Both train a ViT of the same size on the same images, for the same wall time, which begins with the
 process: imports, compilation and the final evaluation of all 10 000 test images are within it.  How
-many steps fit is measured before, by a short run of the same program.  timm trains with the same
+many steps fit is measured before, by a short run of the same program; a run that took longer all
+the same, for the machine slowed down, does not count and is repeated.  timm trains with the same
 hyper-parameters (cifar10_timm.py).  What differs: the implementation, how many steps it does, its
 initialisation, and its positions, which are learned, for its VisionTransformer has no other.
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -48,12 +50,16 @@ def main():
   parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
   parser.add_argument("--sides", default="vit_jax,timm", help="[vit_jax,timm]")
   parser.add_argument("--peers-python", default=sys.executable, help="has torch, timm and Pillow")
-  parser.add_argument("--runs", type=pathlib.Path, help="keep vit_jax's runs there, seedN each")
+  parser.add_argument(
+      "--runs", type=pathlib.Path, help="keep vit_jax's runs there, seedN each, in place of any"
+  )
   parser.add_argument("--log", type=pathlib.Path, default=_HERE / "cifar10.jsonl")
   arguments = parser.parse_args()
   for seed in map(int, arguments.seeds.split(",")):
     for side in arguments.sides.split(","):
-      result = {"vit_jax": ours, "timm": theirs}[side](arguments, seed, 60 * arguments.minutes)
+      result = within(
+          {"vit_jax": ours, "timm": theirs}[side], arguments, seed, 60 * arguments.minutes
+      )
       result |= {"side": side, "seed": seed, "minutes": arguments.minutes}
       result |= {"date": time.strftime("%Y-%m-%d"), "processor": machine.processor()}
       print(json.dumps(result), flush=True)
@@ -62,12 +68,20 @@ def main():
   print(table([json.loads(line) for line in arguments.log.read_text().splitlines()]))
 
 
+def within(train, arguments, seed: int, seconds: float) -> dict:
+  """The first result of a side that took no longer than it may."""
+  while (result := train(arguments, seed, seconds))["seconds"] > seconds:
+    print(f"took {result['seconds']:.0f} s, allowed are {seconds:.0f} s: again", flush=True)
+  return result
+
+
 def ours(arguments, seed: int, seconds: float) -> dict:
   """Trains `cifar10_scratch` by the command line."""
   with tempfile.TemporaryDirectory() as directory:
     start_up, rate = _calibrate(arguments, pathlib.Path(directory) / "calibration")
     steps = int((seconds - start_up) * (1 - _MARGIN) * rate)
     workdir = (arguments.runs or pathlib.Path(directory)) / f"seed{seed}"
+    shutil.rmtree(workdir, ignore_errors=True)
     started = time.perf_counter()
     _train(arguments, workdir, steps, seed)
     took = time.perf_counter() - started

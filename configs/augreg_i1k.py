@@ -24,7 +24,8 @@ As big_vision writes it (`configs/vit_i1k.py`): class token, a hidden layer with
 head, softmax, Adam's first moment in bfloat16, 1 % of train held out.  Kernels alone decay, .1
 times the learning rate of 1e-3 (big_vision: 1e-4, independent of it, the same thing).
 Different: learned positions start at a standard deviation of .02, as in the paper's own code
-(big_vision: 1 / sqrt(width)); evaluation resizes bilinearly, with antialiasing (there by area).
+(big_vision: 1 / sqrt(width)); evaluation resizes bilinearly, with antialiasing (there by area);
+Mixup is of images 2i and 2i + 1 (there of each and the one before it).
 Assumed: nothing.
 """
 

@@ -27,7 +27,8 @@ As big_vision writes it: sigmoid loss, the mean over patches without a hidden la
 head, Adam's first moment in bfloat16.  Kernels alone decay, .1 times the learning rate of 1e-3
 (big_vision: 1e-4, independent of it, the same thing).
 Different: learned positions start at a standard deviation of .02, as in the paper's own code
-(big_vision: 1 / sqrt(width)); evaluation resizes bilinearly, with antialiasing (there by area).
+(big_vision: 1 / sqrt(width)); evaluation resizes bilinearly, with antialiasing (there by area);
+Mixup is of images 2i and 2i + 1 (there of each and the one before it).
 Assumed, nobody published it: 1 % is held out of each class (big_vision: 51 200 images in all).
 """
 

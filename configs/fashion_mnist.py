@@ -12,7 +12,8 @@ As in the chapter: 96 px, patches of 16, width 512, 2 blocks, 8 heads, an MLP of
 SGD at a constant .1, batch 128, 10 epochs, images in [0, 1] and neither cropped nor mirrored.
 Its PyTorch defaults: exact GELU, epsilon 1e-5, no momentum.
 Different: our images have three channels, the gray repeated; attention's output has a bias and
-dropout, too; positions start at a standard deviation of .02 (there 1), the head at zero.
+dropout, too; positions start at a standard deviation of .02 (there 1), the head at zero, other
+kernels as Google's ViT (there as PyTorch's layers).
 """
 
 from ml_collections import ConfigDict

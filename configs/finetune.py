@@ -19,7 +19,8 @@
 
 The argument is DATASET[,RESOLUTION]: 224, 384 [the default], 512 or 518 px, 518 for patches of 14.
 REF is a run or anybody's checkpoint, and needs to be given; its head is replaced by a linear layer
-that starts at zero, its positions are resampled.  TFDS_DIR holds imagenet2012, oxford_iiit_pet or
+that starts at zero, its positions are resampled, fixed ones stretched (as big_vision does, counted
+anew: --config.model.position_image_size=384).  TFDS_DIR holds imagenet2012, oxford_iiit_pet or
 oxford_flowers102, prepared as ArrayRecord; CIFAR_DIR the original archive; V2_DIR the directories 0
 to 999 of an archive of ImageNet-v2, which are the classes by their order.  LOCAL is the run of
 another recipe's runlocal: its 16 px become 24, on digits, in a minute.

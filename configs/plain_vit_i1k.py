@@ -21,7 +21,8 @@ Time: 6 h 30 for 90 epochs on a TPU v3-8 (the paper).
 As big_vision writes it (`configs/vit_s16_i1k.py`): mean over patches, fixed positions, a hidden
 layer with tanh before the head, Adam's first moment in bfloat16, 1 % of train held out.  Kernels
 alone decay, .1 times the learning rate of 1e-3 (big_vision: 1e-4, independent of it, the same).
-Different: evaluation resizes bilinearly, with antialiasing (big_vision: by area).
+Different: evaluation resizes bilinearly, with antialiasing (big_vision: by area); Mixup is of
+images 2i and 2i + 1 (there of each and the one before it).
 Assumed: nothing.
 """
 

@@ -135,6 +135,7 @@ MAY_BE_NONE = {
     "model.distillation_head", "model.register_tokens", "model.mask_token",
     "model.norm_after_pooling", "model.position_embedding", "model.class_token_position",
     "model.position_interpolation", "model.qkv_bias", "model.qk_norm", "model.layer_scale",
+    "model.position_image_size",
     "model.mlp", "optimizer.ema_decay", "mesh.fsdp", "model.scan", "model.remat",
     "model.layer_norm_epsilon", "input.path", "input.resize", "input.short_side",
     "input.interpolation", "input.mean", "input.std", "optimizer.clip_global_norm",

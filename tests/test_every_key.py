@@ -43,6 +43,7 @@ CHANGES = {
     "model.qkv_bias": (False,), "model.qk_norm": (True,), "model.layer_scale": (0.1,),
     "model.mlp": ("swiglu",), "model.gelu": ("erf",), "model.layer_norm_epsilon": (1e-5,),
     "model.attention_initialization": ("mimetic",),
+    "model.position_image_size": (8, {"model.position_embedding": "sincos2d"}),
     "model.dropout": (0.1,), "model.attention_dropout": (0.1,), "model.stochastic_depth": (0.1,),
     "model.stochastic_depth_schedule": ("constant", {"model.stochastic_depth": 0.1}),
     "model.dtype": ("bfloat16",), "model.scan": (True,), "model.remat": ("block",),
@@ -95,13 +96,14 @@ ELSEWHERE = {
     "input.dataset": "data/test_open::test_names",
     "input.path": "test_folder_run::test_other_data_is_refused",
     "init.checkpoint": "test_finetune_torch::test_hundred_steps_equal_pytorch",
+    "init.head": "configs/test_recipes::test_a_run_is_fine_tuned_with_its_head_and_forked",
     "init.required": "configs/test_recipes::test_fine_tuning_needs_a_checkpoint",
     "input.threads": "data/test_pipeline::test_threads_do_not_matter",
     "input.workers": "data/test_workers::test_the_stream_does_not_depend_on_workers_or_hosts",
     "input.max_bad_fraction": "data/test_bad_records::test_a_share_is_judged_after_enough_examples",
     "model.attention": "models/test_attention::test_float32_equals_the_formula",
     # Of a checkpoint only.
-    "model.position_interpolation": "models/test_positions::test_traced_as_loaded",
+    "model.position_interpolation": "test_warm_start::test_positions_of_another_size",
     # What the other axes leave is its only value.
     "mesh.replica": "parallel/test_mesh::test_replicas_are_what_is_left",
     "fork.checkpoint": "test_elastic::test_a_fork_with_nothing_changed_goes_on_bit_for_bit",

@@ -13,7 +13,7 @@ from small_models import LABELS, PREPROCESSING, random_params, write
 import vit_jax
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import orbax_directory
-from vit_jax.loading import load
+from vit_jax.loading import at_image_size, load
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.models.vit import ViT
 
@@ -63,6 +63,21 @@ def test_another_image_size_resamples_as_the_source_does(directory, params, size
   logits = model.apply({"params": loaded}, pixels)
   at_call = ViT(**MODEL).apply({"params": params}, pixels)
   np.testing.assert_allclose(logits, at_call, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [48, (24, 40)])
+def test_fixed_positions_are_stretched_as_at_call_time(tmp_path, size):
+  model = MODEL | {"position_embedding": "sincos2d"}
+  write(orbax_directory, tmp_path / "export", model, preprocessing=PREPROCESSING, labels=LABELS)
+  own, larger = load(tmp_path / "export"), load(tmp_path / "export", image_size=size)
+  assert larger.model_config["position_image_size"] == MODEL["image_size"]
+  pixels = small_models.images_of({"image_size": size})
+  logits, at_call = (
+      checkpoint.model.apply({"params": checkpoint.params}, pixels) for checkpoint in (larger, own)
+  )
+  np.testing.assert_allclose(logits, at_call, atol=2e-5)
+  back = at_image_size(larger, MODEL["image_size"])
+  assert back.model_config == own.model_config | {"position_image_size": None}
 
 
 def test_another_class_count_is_a_new_head_said_aloud(directory, params):

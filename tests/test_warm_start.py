@@ -1,36 +1,80 @@
 """Weights of a checkpoint as the start of a run: what is taken, and what is said of it."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
-import small_models
+from small_models import LABELS, MODEL, PREPROCESSING, random_params
 
+from vit_jax.errors import ConfigError
 from vit_jax.loading import Checkpoint
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.step import TrainState
-from vit_jax.warm_start import warm_start
+from vit_jax.warm_start import kept_head, warm_start
+
+SIZE, LARGER = MODEL["image_size"], 2 * MODEL["image_size"]
 
 
-@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
-def test_learned_positions_are_resampled_and_fixed_ones_are_not_spoken_of(positions):
-  model = small_models.MODEL | {"position_embedding": positions}
-  size, larger = model["image_size"], 2 * model["image_size"]
-  theirs = small_models.random_params(model)
-  new = jax.device_put(small_models.random_params(model | {"image_size": larger}))
-  state = TrainState(0, new, {}, {}, {}, {})
-  checkpoint = Checkpoint("a/checkpoint", model, theirs, small_models.PREPROCESSING)
+def checkpoint_and_state(model, **changes):
+  """Weights at random, and the state of a run of the same model or a changed one."""
+  checkpoint = Checkpoint("a/checkpoint", model, random_params(model), PREPROCESSING)
+  new = jax.tree.map(lambda a: jax.device_put(a + 1), random_params(model | changes))
+  return checkpoint, TrainState(0, new, {}, {}, {}, {})
 
-  started, said = warm_start(state, checkpoint, image_size=larger, interpolation="bilinear")
-  assert f"weights from {size} px to {larger} px" in said
-  assert ("positions resampled (bilinear)" in said) == (positions == "learned")
+
+def resolved(image_size, position_image_size=None):
+  """What a warm start asks of `config.model`."""
+  return SimpleNamespace(
+      image_size=image_size, position_image_size=position_image_size,
+      position_interpolation="bilinear",
+  )
+
+
+@pytest.mark.parametrize("positions, counted, said", [
+    ("learned", None, "positions resampled (bilinear)"),
+    ("sincos2d", SIZE, f"fixed positions stretched from {SIZE} px"),
+    ("sincos2d", None, "fixed positions counted anew"),
+])
+def test_positions_of_another_size(positions, counted, said):
+  checkpoint, state = checkpoint_and_state(
+      MODEL | {"position_embedding": positions}, image_size=LARGER
+  )
+  started, told = warm_start(state, checkpoint, model=resolved(LARGER, counted))
+  assert told == f"init: weights from {SIZE} px to {LARGER} px, {said}; new: head/bias, head/kernel"
+  theirs = checkpoint.params
   np.testing.assert_array_equal(
       started.params["patch_embedding"]["kernel"], theirs["patch_embedding"]["kernel"]
   )
-  np.testing.assert_array_equal(started.params["head"]["kernel"], new["head"]["kernel"])
+  np.testing.assert_array_equal(started.params["head"]["kernel"], state.params["head"]["kernel"])
   if positions == "learned":
-    side, patch = size // model["patch_size"], model["patch_size"]
+    old, new = (size // MODEL["patch_size"] for size in (SIZE, LARGER))
     wanted = resize_position_embedding(
-        theirs["position_embedding"], old_grid=(side, side),
-        new_grid=(larger // patch,) * 2, interpolation="bilinear",
+        theirs["position_embedding"], old_grid=(old, old), new_grid=(new, new),
+        interpolation="bilinear",
     )
     np.testing.assert_array_equal(started.params["position_embedding"], wanted)
+
+
+def test_with_its_head_a_checkpoint_is_taken_whole():
+  checkpoint, state = checkpoint_and_state(MODEL | {"pre_logits": True})
+  started, said = warm_start(state, checkpoint, model=resolved(SIZE), keep_head=True)
+  assert said == f"init: weights from {SIZE} px to {SIZE} px"
+  jax.tree.map(np.testing.assert_array_equal, started.params, checkpoint.params)
+
+
+def test_a_head_is_kept_for_the_same_classes():
+  checkpoint, _ = checkpoint_and_state(MODEL)
+  assert kept_head(checkpoint, LABELS) == "head of 5 classes kept"  # it has no names
+  named = dataclasses.replace(checkpoint, labels=LABELS)
+  assert kept_head(named, LABELS) == "head of 5 classes kept"
+  other_names = ("ant", "Apis", "cat", "dog", "elk")
+  assert "by their order, though 'bee' there is 'Apis' here" in kept_head(named, other_names)
+  with pytest.raises(ConfigError, match="another order, 'ant' where the data has 'elk'"):
+    kept_head(named, LABELS[::-1])
+  with pytest.raises(ConfigError, match="a head of 5 classes and the data 1 classes"):
+    kept_head(checkpoint, LABELS[:1])
+  headless, _ = checkpoint_and_state(MODEL | {"num_classes": 0})
+  with pytest.raises(ConfigError, match="has no head and the data 5 classes"):
+    kept_head(headless, LABELS)

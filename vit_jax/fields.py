@@ -94,8 +94,12 @@ FIELDS = {
     "model.class_token_position": Field(
         None, IDENTITY, "learned positions cover class and distillation token [True]", bool
     ),
+    "model.position_image_size": Field(
+        None, IDENTITY, "images whose patches fixed positions count, stretched over others "
+        "[those of init.checkpoint, or image_size]", int, minimum=1,
+    ),
     "model.position_interpolation": Field(
-        None, IDENTITY, "of positions at another image size [bicubic]", str,
+        None, IDENTITY, "of learned positions at another image size [bicubic]", str,
         choices=("bicubic", "bilinear", "bicubic_antialias", "bilinear_antialias"),
     ),
     "model.qkv_bias": Field(None, IDENTITY, "biases of query, key and value [True]", bool),
@@ -251,7 +255,7 @@ FIELDS = {
         0.0, RECIPE, "share of a target that is spread over the classes", minimum=0, maximum=0.999
     ),
     "objective.loss": Field(
-        "softmax", RECIPE, "cross-entropy among all classes, or of each class's own sigmoid",
+        "softmax", RECIPE, "cross-entropy among all classes, or the sum of each class's own (BCE)",
         choices=("softmax", "sigmoid"),
     ),
     "objective.class_weights": Field(
@@ -314,6 +318,10 @@ FIELDS = {
     "schedule.end_learning_rate": Field(0.0, RECIPE, "where the decay ends", minimum=0),
     "init.checkpoint": Field(
         None, IDENTITY, "REF whose weights the run starts from", str, is_path=True
+    ),
+    "init.head": Field(
+        "new", IDENTITY, "new, from zero; keep: init.checkpoint's, where the classes are the same",
+        choices=("new", "keep"),
     ),
     "init.required": Field(False, IDENTITY, "init.checkpoint has to be given, as to fine-tune"),
     "fork.checkpoint": Field(

@@ -16,9 +16,13 @@ from vit_jax.loading import split_ref, step_of_run
 
 # Identity keys that may differ from the parent's: where a run comes from, and a name for shapes
 # that are compared one by one.
-_MAY_DIFFER = ("fork.checkpoint", "fork.skip", "init.checkpoint", "init.required", "model.variant")
-# Open keys that are taken from the parent; those of the model unless a variant is named.
+_MAY_DIFFER = (
+    "fork.checkpoint", "fork.skip", "init.checkpoint", "init.head", "init.required",
+    "model.variant",
+)
+# Open keys that are taken from the parent, beside those of the model that no variant decides.
 _OF_THE_INPUT = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
+_OF_A_VARIANT = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +90,11 @@ def inherit(config, parent: Parent | None):
   if parent is None:
     return config
   open_keys = [f"input.{name}" for name in _OF_THE_INPUT if config.input[name] is None]
-  if config.model.variant is None:
-    open_keys += [
-        key for key in config_lib.FIELDS if key.startswith("model.") and key != "model.dtype"
-        and config.model[key.removeprefix("model.")] is None
-    ]
+  decided = ("dtype", *(_OF_A_VARIANT if config.model.variant else ()))
+  open_keys += [
+      f"model.{name}" for name, value in config.model.items()
+      if value is None and name not in decided
+  ]
   theirs = {}
   for key in open_keys:
     section, name = key.split(".")

@@ -39,6 +39,7 @@ class Checkpoint:
     config: the run's whole config, or None for other people's checkpoints.
     step: of the run, or None.
     report: what a user should know about how it was read.
+    image_size_assumed: see `interop.imported.Imported`.
   """
 
   ref: str
@@ -49,6 +50,7 @@ class Checkpoint:
   config: Any = None
   step: int | None = None
   report: tuple[str, ...] = ()
+  image_size_assumed: bool = False
 
   @property
   def model(self) -> ViT:
@@ -70,8 +72,8 @@ def load(
   Args:
     ref: see the module.
     dtype: of the computation, "float32" or "bfloat16"; None for the checkpoint's own.
-    image_size: the side in pixels, or (height, width); position embeddings are resampled to it.
-      None for the checkpoint's own.
+    image_size: the side in pixels, or (height, width); position embeddings are resampled to it,
+      fixed ones stretched.  None for the checkpoint's own.
     num_classes: of the head; another number than the checkpoint's makes a new head of zeros, 0
       leaves it out.  None for the checkpoint's own.
 
@@ -152,7 +154,8 @@ def split_ref(ref: str) -> tuple[pathlib.Path | BucketPath, str]:
 def at_image_size(
     checkpoint: Checkpoint, image_size, *, interpolation: str | None = None
 ) -> Checkpoint:
-  """Returns the checkpoint for images of another size, its position embeddings resampled.
+  """Returns the checkpoint for images of another size, its position embeddings resampled, fixed
+  ones stretched.
 
   A centre crop keeps its share of the short side.  For images that are not square the whole image
   is squashed to the size instead, which the report says: a crop would cut most of it away.
@@ -179,6 +182,10 @@ def at_image_size(
         interpolation=interpolation or model["position_interpolation"],
     )
     params = params | {"position_embedding": table}
+  changes = {"image_size": image_size}
+  if model["position_embedding"] != "learned" and not checkpoint.image_size_assumed:
+    counted = model["position_image_size"] or model["image_size"]
+    changes["position_image_size"] = None if _sides(counted) == sides else counted
   preprocessing = dict(checkpoint.preprocessing)
   before = _sides(preprocessing["image_size"])
   if before != sides:
@@ -191,10 +198,11 @@ def at_image_size(
     preprocessing["image_size"] = image_size
   return dataclasses.replace(
       checkpoint,
-      model_config=checkpoint.model_config | {"image_size": image_size},
+      model_config=checkpoint.model_config | changes,
       params=params,
       preprocessing=preprocessing,
       report=report,
+      image_size_assumed=False,
   )
 
 
@@ -353,4 +361,5 @@ def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
       preprocessing=preprocessing,
       labels=imported.labels,
       report=report,
+      image_size_assumed=imported.image_size_assumed,
   )

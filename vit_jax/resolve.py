@@ -22,12 +22,12 @@ _INPUT_DEFAULTS = {
 # A checkpoint's weights go with any value of these; under another value of the rest they mean
 # nothing.
 _FREE = (
-    "image_size", "position_interpolation", "pooling", "norm_after_pooling", "pre_logits",
-    "distillation_head", "mask_token",
+    "image_size", "position_image_size", "position_interpolation", "pooling",
+    "norm_after_pooling", "pre_logits", "distillation_head", "mask_token",
 )
 _FIXED_BY_CHECKPOINT = tuple(name for name in _MODEL if name not in _FREE)
-# Heads belong to the task that a checkpoint was trained on, a run has its own.
-_NOT_INHERITED = ("pre_logits", "distillation_head", "mask_token")
+# Of the task that a checkpoint was trained on; a run has its own, or says init.head=keep.
+_NOT_INHERITED = ("distillation_head", "pre_logits", "mask_token")
 
 
 def resolve(config, *, checkpoint, platform: str):
@@ -41,7 +41,7 @@ def resolve(config, *, checkpoint, platform: str):
   Raises:
     ConfigError: the config contradicts the checkpoint or itself.
   """
-  model = _resolve_model(config.model, checkpoint)
+  model = _resolve_model(config.model, checkpoint, keep_head=config.init.head == "keep")
   dtype = config.model.dtype or ("float32" if platform == "cpu" else "bfloat16")
   on_tpu = platform == "tpu"
   scan = on_tpu if config.model.scan is None else config.model.scan
@@ -73,7 +73,7 @@ def preprocessing(config) -> dict:
   return {name: config.input[name] for name in names} | {"image_size": config.model.image_size}
 
 
-def _resolve_model(model, checkpoint) -> dict:
+def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
   """Shape and numerics of the model, each key from the config, the checkpoint or the default."""
   given = {}
   if model.variant or not checkpoint:
@@ -89,7 +89,13 @@ def _resolve_model(model, checkpoint) -> dict:
           f"config.model.{key} is {given[key]!r}, but {checkpoint.ref} has "
           f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
       )
-  kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in _NOT_INHERITED}
+  left = _NOT_INHERITED[1:] if keep_head else _NOT_INHERITED
+  kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in left}
+  if keep_head and theirs and theirs["pre_logits"] != model.pre_logits:
+    raise ConfigError(
+        f"config.init.head is 'keep' and config.model.pre_logits {model.pre_logits}, but the head "
+        f"of {checkpoint.ref} has {theirs['pre_logits']} there"
+    )
   if kept.get("pooling") == "none":  # of masked pre-training
     kept["pooling"] = "cls" if kept["class_token"] else "gap"
   if given.get("pooling", kept.get("pooling")) != "gap":
@@ -107,6 +113,8 @@ def _resolve_model(model, checkpoint) -> dict:
         f"config.model.image_size {side} is not a multiple of the patch size "
         f"{shape['patch_size']}; the nearest that is: {near}"
     )
+  if checkpoint and model.position_image_size is None:
+    shape["position_image_size"] = _counted(theirs, side, checkpoint.image_size_assumed)
   try:
     if model.remat not in (None, *remat.CHOICES):
       remat.names_of(model.remat)
@@ -115,6 +123,15 @@ def _resolve_model(model, checkpoint) -> dict:
   except ValueError as error:
     raise ConfigError(f"config.model: {error}") from error
   return shape
+
+
+def _counted(theirs: dict, side: int, assumed: bool) -> int | None:
+  """The image size whose patches a checkpoint's fixed positions go on counting; None for the run's
+  own, as where theirs is not known, or not a square."""
+  counted = theirs["position_image_size"] or theirs["image_size"]
+  if theirs["position_embedding"] == "learned" or assumed or not isinstance(counted, int):
+    return None
+  return None if counted == side else counted
 
 
 def _open_defaults(given: dict) -> dict:

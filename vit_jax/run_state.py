@@ -18,11 +18,9 @@ def begin(plan, pretrained) -> TrainState:
   state = jax.jit(plan.init, out_shardings=plan.state_shardings)(plan.init_key)
   if pretrained is None:
     return state
+  config = plan.config
   state, said = warm_start(
-      state,
-      pretrained,
-      image_size=plan.config.model.image_size,
-      interpolation=plan.config.model.position_interpolation,
+      state, pretrained, model=config.model, keep_head=config.init.head == "keep"
   )
   print(said)
   return state

@@ -45,6 +45,7 @@ from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
 from vit_jax.sanity import Sanity
 from vit_jax.train_input import train_input, train_transform
+from vit_jax.warm_start import kept_head
 
 
 def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> None:
@@ -70,7 +71,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     )
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
-    if config.init.required and not (config.init.checkpoint or config.fork.checkpoint):
+    from_weights = config.init.required or config.init.head == "keep"
+    if from_weights and not (config.init.checkpoint or config.fork.checkpoint):
       raise ConfigError(
           "this recipe starts from weights: name them with --config.init.checkpoint=REF, a run, or "
           "anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
@@ -134,6 +136,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       pretrained = load(info["init"] if info else config.init.checkpoint)
       for line in pretrained.report:
         print(f"init: {line}")
+      if config.init.head == "keep":
+        print(f"init: {kept_head(pretrained, dataset.classes)}")
     config = resolve(
         config, checkpoint=None if info else pretrained, platform=jax.default_backend()
     )

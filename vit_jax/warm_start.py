@@ -5,24 +5,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.loading import Checkpoint, at_image_size
 from vit_jax.parallel.mesh import everywhere
 from vit_jax.parallel.sharding import path_name
 
 # Fine-tuning removes the whole pre-training head (ViT, section 3.2); the new one starts at zero.
-_NEW = ("head/", "pre_logits/", "distillation_head/")
+_HEAD = ("head/", "pre_logits/", "distillation_head/")
 # Parts of pre-training that a run may lack, or have while the checkpoint does not.
 _OPTIONAL = ("mask_token", "pixel_decoder/", "map_head/")
 
 
-def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation: str):
-  """Replaces a new state's parameters, except the head, by a checkpoint's.
+def warm_start(state, checkpoint: Checkpoint, *, model, keep_head: bool = False):
+  """Replaces a new state's parameters by a checkpoint's, those of the head only if it is kept.
 
   Args:
     state: a `step.TrainState`, on devices; shardings are kept.
-    image_size: of the run; position embeddings are resampled to it.
-    interpolation: of `models.positions.resize_position_embedding`.
+    model: `config.model`, resolved; learned positions are resampled to its image_size by its
+      position_interpolation.
+    keep_head: whether the checkpoint's head is taken, too; `kept_head` says whether it fits.
 
   Returns:
     The state, and a sentence on what was taken.
@@ -30,15 +31,18 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   Raises:
     CheckpointError: parameters are missing, left over or of another shape; all are named.
   """
-  resized = at_image_size(checkpoint, image_size, interpolation=interpolation)
+  removed = () if keep_head else _HEAD
+  resized = at_image_size(
+      checkpoint, model.image_size, interpolation=model.position_interpolation
+  )
   theirs = {path_name(p): a for p, a in jax.tree_util.tree_leaves_with_path(resized.params)}
-  heads = {name.partition("/")[0] for name in theirs if name.startswith(_NEW)} - {"head"}
-  theirs = {name: a for name, a in theirs.items() if not name.startswith(_NEW)}
+  heads = {name.partition("/")[0] for name in theirs if name.startswith(removed)} - {"head"}
+  theirs = {name: a for name, a in theirs.items() if not name.startswith(removed)}
   problems, new = [], []
 
   def take(path, leaf):
     name = path_name(path)
-    if name.startswith(_NEW):
+    if name.startswith(removed):
       new.append(name)
       return leaf
     array = theirs.pop(name, None)
@@ -58,14 +62,53 @@ def warm_start(state, checkpoint: Checkpoint, *, image_size: int, interpolation:
   ]
   if problems:
     raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
-  before = checkpoint.model_config["image_size"]
-  resampled = ""
-  if before != image_size and "position_embedding" in checkpoint.params:  # fixed ones need none
-    resampled = f", positions resampled ({interpolation})"
-  said = (
-      f"init: weights from {before} px to {image_size} px{resampled}; new: {', '.join(new)}"
-      + (f"; left out: {', '.join(left)}" if left else "")
-  )
+  said = "; ".join([
+      f"init: {_sizes(checkpoint, model)}",
+      *([f"new: {', '.join(new)}"] if new else []),
+      *([f"left out: {', '.join(left)}"] if left else []),
+  ])
   # A copy: the step donates both.
   ema = jax.tree.map(jnp.copy, params) if state.ema else state.ema
   return dataclasses.replace(state, params=params, ema=ema), said
+
+
+def _sizes(checkpoint: Checkpoint, model) -> str:
+  """What is said of the image sizes, and of the positions where these differ."""
+  before = checkpoint.model_config["image_size"]
+  said = f"weights from {before} px to {model.image_size} px"
+  if before == model.image_size:
+    return said
+  if "position_embedding" in checkpoint.params:
+    return f"{said}, positions resampled ({model.position_interpolation})"
+  counted = model.position_image_size
+  return f"{said}, fixed positions {f'stretched from {counted} px' if counted else 'counted anew'}"
+
+
+def kept_head(checkpoint: Checkpoint, classes) -> str:
+  """Holds that a checkpoint's head is one for these classes; what is said of keeping it.
+
+  Args:
+    classes: names of the data's, in order.
+
+  Raises:
+    ConfigError: there is no head, it has another number of classes, or the same in another order.
+  """
+  had, labels = checkpoint.model_config["num_classes"], checkpoint.labels or ()
+  if had != len(classes):
+    raise ConfigError(
+        f"config.init.head is 'keep', but {checkpoint.ref} has "
+        f"{f'a head of {had} classes' if had else 'no head'} and the data {len(classes)} classes: "
+        "leave it at 'new'"
+    )
+  differ = [(theirs, own) for theirs, own in zip(labels, classes) if theirs != own]
+  if not differ:
+    return f"head of {had} classes kept"
+  if sorted(labels) == sorted(classes):
+    raise ConfigError(
+        f"config.init.head is 'keep', but {checkpoint.ref} has the classes in another order, "
+        f"{differ[0][0]!r} where the data has {differ[0][1]!r}: leave it at 'new'"
+    )
+  return (
+      f"head of {had} classes kept by their order, though {differ[0][0]!r} there is "
+      f"{differ[0][1]!r} here"
+  )

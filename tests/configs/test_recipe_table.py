@@ -128,7 +128,7 @@ ROWS = [
      ("adamw", 1e-3, 5e-5, "kernels", 1.0, None, None), cosine(547, 10_938),
      ("pad", None, True, None, 0.0, (0.0, 0.0), 64, 32, (32, None))),
     ("cifar10_scratch:finetune", None, WHOLE_CIFAR10, SMALL,
-     ("adamw", 2e-4, 1e-5, "kernels", 1.0, None, None), cosine(39, 781),
+     ("adamw", 5e-4, 2.5e-5, "kernels", 1.0, None, None), cosine(78, 1_562),
      ("pad", None, True, None, 0.0, (0.0, 0.0), 64, 64, (64, None))),
 ]
 IDS = [row[0] for row in ROWS]
@@ -225,6 +225,7 @@ def test_augmentation(row, parts):
   transform = train_transform(config)
   assert (transform.crop, transform.flip, transform.rand_augment) == (crop, flip, layers)
   assert area is None or transform.crop_min_area == area
+  assert crop != "pad" or transform.crop_padding == side // 8
   assert not (transform.antialias or transform.three_augment or transform.color_jitter)
   assert transform.random_erasing == 0 and config.input.repeated_augmentation == 1
   assert config.batch_ops.mixup_alpha == mixup and config.batch_ops.cutmix_alpha == 0

@@ -110,7 +110,7 @@ def test_a_copy_is_the_same_recipe(name, tmp_path):
   assert config_lib.load(f"{copy}:runlocal") == config_lib.load(f"{name}:runlocal")
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"quickstart"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_says_what_to_expect_and_what_is_assumed(name):
   text = docstring(name)
   assert "Expected" in text and "Time:" in text
@@ -183,10 +183,22 @@ def test_parameters_of_pre_training(name, argument, variant, data, head):
     ("imagenet", "B/16", IMAGENET_1K, 24 * 24 + 1),
     ("imagenet,512", "L/16", IMAGENET_1K, 32 * 32 + 1),
     ("imagenet,518", "H/14", IMAGENET_1K, 37 * 37 + 1),
+    ("cifar10,224", "B/32", CIFAR10, 7 * 7 + 1),
     ("cifar10", "B/16", CIFAR10, 24 * 24 + 1),
+    ("cifar10,512", "L/16", CIFAR10, 32 * 32 + 1),
+    ("cifar10,518", "H/14", CIFAR10, 37 * 37 + 1),
+    ("cifar100,224", "B/16", CIFAR100, 14 * 14 + 1),
     ("cifar100", "L/16", CIFAR100, 24 * 24 + 1),
+    ("cifar100,512", "S/16", CIFAR100, 32 * 32 + 1),
+    ("cifar100,518", "H/14", CIFAR100, 37 * 37 + 1),
     ("pets,224", "S/16", PETS, 14 * 14 + 1),
+    ("pets", "B/16", PETS, 24 * 24 + 1),
+    ("pets,512", "B/32", PETS, 16 * 16 + 1),
+    ("pets,518", "H/14", PETS, 37 * 37 + 1),
+    ("flowers,224", "L/16", FLOWERS, 14 * 14 + 1),
     ("flowers", "B/32", FLOWERS, 12 * 12 + 1),
+    ("flowers,512", "S/32", FLOWERS, 16 * 16 + 1),
+    ("flowers,518", "H/14", FLOWERS, 37 * 37 + 1),
 ])
 def test_parameters_of_fine_tuning(argument, variant, data, positions):
   total, width, before = SIZES[variant]
@@ -206,6 +218,16 @@ def test_parameters_of_small_models():
   block = 4 * (width * width + width) + 4 * width + width * mlp + mlp + mlp * width + width
   total = (48 * width + width) + 6 * block + 2 * width + 10 * width + 10  # fixed positions
   assert count(plan("cifar10_scratch", WHOLE_CIFAR10)) == total
+  assert count(plan("cifar10_scratch:finetune", WHOLE_CIFAR10)) == total
+
+  width, mlp = 64, 256
+  block = 4 * (width * width + width) + 4 * width + width * mlp + mlp + mlp * width + width
+  total = (48 * width + width) + width + 4 * block + 2 * width + 10 * width + 10
+  assert count(plan("quickstart", DIGITS)) == total + 17 * width
+  assert count(plan("quickstart:finetune", DIGITS)) == total + 37 * width
+
+  total, width, _ = SIZES["S/16"]
+  assert count(plan("folder:scratch", PETS)) == total - (1000 - 37) * (width + 1)
 
 
 # Training.
@@ -284,6 +306,27 @@ def test_a_local_run_is_trained_evaluated_and_fine_tuned(tmp_path):
   )
   assert metrics[0]["train/loss"] == pytest.approx(math.log(10), rel=1e-5)  # a new head
   assert 0 <= metrics[-1]["eval/validation/accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_a_run_is_fine_tuned_with_its_head_and_forked(tmp_path, capsys):
+  """At twice the resolution: the head is that of before, positions keep their place."""
+  run("cifar10_scratch:runlocal", tmp_path / "a", total="20 steps")
+  spec = "cifar10_scratch:finetune,runlocal"
+  with pytest.raises(ConfigError, match="--config.init.checkpoint=REF"):
+    run("cifar10_scratch:runlocal", tmp_path / "b", init__head="keep")
+  metrics = run(spec, tmp_path / "b", init__checkpoint=str(tmp_path / "a"))
+  assert metrics[0]["train/loss"] != pytest.approx(math.log(10), rel=1e-3)  # not a new head
+  said = capsys.readouterr().out
+  assert "head of 10 classes kept" in said and "new:" not in said
+  assert "from 16 px to 32 px, fixed positions stretched from 16 px" in said
+  config = json.loads((tmp_path / "b" / "config.json").read_text())
+  assert config["model"]["position_image_size"] == 16
+
+  forked = run(spec, tmp_path / "c", fork__checkpoint=f"{tmp_path / 'b'}@2", total="3 steps")
+  assert forked[-1]["step"] == 3
+  config = json.loads((tmp_path / "c" / "config.json").read_text())
+  assert config["model"]["position_image_size"] == 16
 
 
 @pytest.mark.slow

@@ -385,6 +385,8 @@ WRITTEN = [
     ({"class_token_position": False, "qkv_bias": False}, None, "ViTForImageClassification"),
     ({"position_embedding": "sincos2d", "image_size": [16, 24]}, None,
      "ViTForImageClassification"),
+    ({"position_embedding": "sincos2d", "position_image_size": 8}, None,
+     "ViTForImageClassification"),
     ({"num_classes": 0, "mask_token": True}, None, "ViTModel"),
     ({"num_classes": 0, "pre_logits": True, "gelu": "erf"}, None, "ViTModel"),
     ({"pixel_decoder": True, "num_classes": 0, "pooling": "none", "mask_token": True}, None,

@@ -211,6 +211,7 @@ def test_descriptions_need_not_name_defaults(model):
     (DISTILLED | {"distillation_head": True, "class_token_position": False}, "DeiTModel"),
     (DISTILLED | {"distillation_head": True}, "DeiTForImageClassification"),
     (GAP | {"position_embedding": "sincos2d"}, None),
+    ({"position_embedding": "sincos2d", "position_image_size": 8}, None),
     (MAP | {"qkv_bias": False, "num_classes": 0}, None),
     ({"num_classes": 0, "pooling": "none", "pixel_decoder": True}, None),
     ({"num_classes": 0, "pooling": "none"}, None),

@@ -16,6 +16,8 @@ from timm_process import timm_process  # pylint: disable=unused-import
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import big_vision_npz, google_npz, npz_files
 from vit_jax.interop.targets import choose
+from vit_jax.loading import load
+from vit_jax.models.vit import ViT
 
 WRITERS = {"google": google_npz, "big_vision": big_vision_npz}
 
@@ -141,6 +143,7 @@ FITTED = {
     "sincos2d": {"position_embedding": "sincos2d"},
     "sincos2d_mae": {"position_embedding": "sincos2d_mae"},
     "sincos2d_mae gap": {"position_embedding": "sincos2d_mae", **NO_CLASS_TOKEN},
+    "stretched": {"position_embedding": "sincos2d", "position_image_size": 16},
     "headless": {"num_classes": 0, "pre_logits": True},
     "tokens": {"num_classes": 0, "class_token": False, "pooling": "none"},
     "usual": {},
@@ -292,6 +295,13 @@ def test_fixed_positions_are_in_no_file(tmp_path):
   imported = npz_files.read(save(tmp_path / "x.npz", names_of(model, params)))
   assert imported.model == {**model, "position_interpolation": "bilinear"}
   assert any("224 pixels assumed" in line for line in imported.report)
+  assert imported.image_size_assumed
+  # big_vision counts the patches of any image anew; from a size that is guessed nothing is derived.
+  smaller = load(str(tmp_path / "x.npz"), image_size=32)
+  wanted = ViT(**{**model, "image_size": 32}).apply({"params": params}, images_of(MODEL))
+  np.testing.assert_allclose(
+      smaller.model.apply({"params": smaller.params}, images_of(MODEL)), wanted, atol=2e-5
+  )
 
 
 def test_a_headless_one_and_one_with_21k_classes(tmp_path):
@@ -423,6 +433,9 @@ JUDGED = {
     "google sincos": ("google_npz", {"position_embedding": "sincos2d"}),
     "big_vision": ("big_vision_npz", {}),
     "big_vision sincos": ("big_vision_npz", {"position_embedding": "sincos2d", **NO_CLASS_TOKEN}),
+    "big_vision stretched": (
+        "big_vision_npz", {"position_embedding": "sincos2d", "position_image_size": 16}
+    ),
     "big_vision sincos tok": ("big_vision_npz", {"position_embedding": "sincos2d"}),
     "big_vision map": ("big_vision_npz", MAP),
     "big_vision gap": ("big_vision_npz", {**NO_CLASS_TOKEN, "image_size": [16, 48]}),

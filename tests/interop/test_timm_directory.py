@@ -68,6 +68,7 @@ FITTED = {
     "mask token": {"mask_token": True},
     "sincos2d": {"position_embedding": "sincos2d"},
     "sincos2d_mae gap": {**NO_CLASS_TOKEN, "position_embedding": "sincos2d_mae"},
+    "stretched": {"position_embedding": "sincos2d", "position_image_size": 16},
     "distillation token alone": {"distillation_token": True, "register_tokens": 1},
     "distillation token without position": {
         "distillation_token": True, "class_token_position": False

@@ -26,6 +26,7 @@ MEMBERS = {
     "big_vision": {"class_token_position": False, "qkv_bias": False},
     "sincos2d": {"position_embedding": "sincos2d", "pooling": "gap"} | NO_TOKEN,
     "sincos2d_mae": {"position_embedding": "sincos2d_mae"},
+    "stretched": {"position_embedding": "sincos2d_mae", "position_image_size": (8, 12)},
     "DeiT": {"distillation_token": True, "distillation_head": True},
     "DeiT's class token alone": {"distillation_token": True},
     "DINOv2": {
@@ -135,8 +136,11 @@ class Reference:
   def positions(self, rows, columns):
     kind, own = self.m["position_embedding"], self.m["image_size"]
     if kind != "learned":
-      return sincos2d(kind, rows, columns, self.m["width"]).astype(np.float64)
+      own = self.m["position_image_size"] or own
     own = (own, own) if isinstance(own, int) else own
+    if kind != "learned":
+      counted = own[0] // 4, own[1] // 4
+      return sincos2d(kind, rows, columns, self.m["width"], counted=counted).astype(np.float64)
     table = resize_position_embedding(
         self.p["position_embedding"].astype(np.float32), old_grid=(own[0] // 4, own[1] // 4),
         new_grid=(rows, columns), interpolation=self.m["position_interpolation"],
@@ -217,7 +221,7 @@ def test_answer_and_insides_equal_the_float64_model(member):
   np.testing.assert_allclose(extra["attentions"].sum(-1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("member", ["plain", "DINOv2", "sincos2d", "wide"])
+@pytest.mark.parametrize("member", ["plain", "DINOv2", "sincos2d", "stretched", "wide"])
 def test_other_image_sizes_are_taken_at_call_time(member):
   changes = MEMBERS[member]
   params = draw(param_shapes(TINY | changes))
@@ -287,6 +291,7 @@ def test_stochastic_depth_is_linear_or_constant():
         ({"pixel_decoder": True, "num_classes": 0}, 'pixel_decoder needs pooling "none"'),
         ({"position_embedding": "sin"}, "position_embedding is 'sin'"),
         ({"width": 30, "num_heads": 2, "position_embedding": "sincos2d"}, "multiple of 4"),
+        ({"position_image_size": 32}, "position_image_size is of fixed positions"),
         ({"num_heads": 5}, "not a multiple of num_heads"),
         ({"image_size": 18}, "not a multiple of the patch size"),
     ],

@@ -100,6 +100,17 @@ def test_fixed_positions_are_the_published_formula(kind, last):
         np.testing.assert_allclose(got[y * columns + x, k::4], wanted, atol=1e-6)
 
 
+def test_fixed_positions_are_stretched_so_that_pixels_keep_their_place():
+  """The middle of a patch has the coordinate that it has in the counted grid; of 2 rows over 4:
+  -0.25, 0.25, 0.75, 1.25."""
+  got = sincos2d("sincos2d", 4, 3, 8, counted=(2, 6)).reshape(4, 3, 8)
+  np.testing.assert_allclose(got[:, 0, 4], np.sin([-0.25, 0.25, 0.75, 1.25]), atol=1e-6)
+  np.testing.assert_allclose(got[0, :, 0], np.sin([0.5, 2.5, 4.5]), atol=1e-6)
+  np.testing.assert_array_equal(
+      sincos2d("sincos2d", 3, 5, 8, counted=(3, 5)), sincos2d("sincos2d", 3, 5, 8)
+  )
+
+
 def test_fixed_positions_need_quarters():
   with pytest.raises(ValueError, match="multiple of 4"):
     sincos2d("sincos2d", 2, 2, 6)

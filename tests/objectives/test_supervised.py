@@ -169,6 +169,14 @@ def test_the_head_starts_at_its_bias(batch):
   jax.tree.map(np.testing.assert_array_equal, params, plain)
 
 
+def test_both_heads_start_at_their_bias(batch):
+  """The answer is their mean, which a second head at 0 would bring to -5."""
+  model = OBJECTIVE.model.clone(distillation_token=True, distillation_head=True)
+  objective = Supervised(model, loss_name="sigmoid", head_bias=-10.0)
+  params, _ = jax.jit(objective.init)(jax.random.key(0), batch)
+  np.testing.assert_array_equal(model.apply({"params": params}, batch["image"]), -10.0)
+
+
 def test_several_labels_share_a_softmax_target(params, batch):
   target = multi_hot_targets()
   target[:, 0] = 1

@@ -12,6 +12,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.interop import npz_files
 from vit_jax.interop.npz_files import read
 from vit_jax.interop.npz_keys import original
+from vit_jax.models.positions import learned_positions
 from vit_jax.models.vit import DEFAULTS
 
 __all__ = ("choose", "fit", "judge", "read", "write")
@@ -44,7 +45,7 @@ def fit(model: Mapping, params: Mapping, architecture: str) -> tuple[dict, dict]
   del architecture
   model, params = npz_files.fit(model, params)
   if model["position_embedding"] != "learned":
-    model, params = npz_files.learned_positions(model, params)
+    model, params = learned_positions(model, params)
   if model["class_token"] and not model["class_token_position"]:
     table = np.asarray(params["position_embedding"])
     row = np.zeros((1, 1, model["width"]), table.dtype)

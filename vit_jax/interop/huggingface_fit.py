@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop.huggingface_classes import ARCHITECTURES, Architecture, mlp_ratio
-from vit_jax.models.positions import grid, sincos2d
+from vit_jax.models.positions import fixed_positions, grid
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 _TOKENS = {(True, False): "class", (True, True): "class and distillation",
@@ -65,7 +65,7 @@ def _traits(model) -> str:
       f"{key} {model[key]!r}" for key in DESCRIPTION
       if key in DEFAULTS and model[key] != DEFAULTS[key]
       and key not in ("gelu", "layer_norm_epsilon", "position_interpolation", "position_embedding",
-                      "class_token_position")
+                      "position_image_size", "class_token_position")
   ]
   return ", ".join(found + [f"{model['num_classes']} classes"])
 
@@ -198,9 +198,9 @@ def _fit_positions(model: dict, params: dict) -> None:
   prefix = model["class_token"] + model["distillation_token"]
   zeros = np.zeros((1, prefix, model["width"]), np.float32)
   if model["position_embedding"] != "learned":
-    rows, columns = grid(model["image_size"], model["patch_size"])
-    fixed = sincos2d(model["position_embedding"], rows, columns, model["width"])
-    params["position_embedding"] = np.concatenate([zeros, np.asarray(fixed)[None]], axis=1)
+    fixed = fixed_positions(model)
+    params["position_embedding"] = np.concatenate([zeros, fixed[None]], axis=1)
+    model["position_image_size"] = None
   elif prefix and not model["class_token_position"]:
     table = np.asarray(params["position_embedding"])
     params["position_embedding"] = np.concatenate([zeros.astype(table.dtype), table], axis=1)

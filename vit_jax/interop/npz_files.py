@@ -25,7 +25,7 @@ from vit_jax.interop.npz_keys import (
 from vit_jax.interop.safetensors_writer import DTYPES
 from vit_jax.interop.tensor_files import read_json
 from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read_params
-from vit_jax.models.positions import grid, sincos2d
+from vit_jax.models.positions import learned_positions
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 WEIGHTS = "model.npz"
@@ -74,6 +74,7 @@ def read(path, *, streamed: bool = False) -> Imported:
   return Imported(
       model=model, params=params, preprocessing=preprocessing,
       labels=None if labels is None else tuple(labels), report=tuple(report),
+      image_size_assumed="model" not in said and model["position_embedding"] != "learned",
   )
 
 
@@ -225,11 +226,11 @@ def choose(
 
 def fit(model: Mapping, params: Mapping) -> tuple[dict, dict]:
   """The same function without a mask token, with biases of query, key and value (zeros), and with
-  MAE's fixed positions as a learned table."""
+  fixed positions as a learned table where they are MAE's or count another size's patches."""
   model, params = {**DEFAULTS, **model}, dict(params)
   params.pop("mask_token", None)
   model["mask_token"] = False
-  if model["position_embedding"] == "sincos2d_mae":
+  if model["position_embedding"] == "sincos2d_mae" or model["position_image_size"]:
     model, params = learned_positions(model, params)
   if not model["qkv_bias"]:
     model["qkv_bias"] = True
@@ -237,16 +238,6 @@ def fit(model: Mapping, params: Mapping) -> tuple[dict, dict]:
   if not model["class_token"] or model["position_embedding"] != "learned":
     model["class_token_position"] = True  # of no consequence
   return model, params
-
-
-def learned_positions(model: dict, params: dict) -> tuple[dict, dict]:
-  """The same model with its fixed positions as a learned table."""
-  sides = grid(model["image_size"], model["patch_size"])
-  table = sincos2d(model["position_embedding"], *sides, model["width"])
-  return (
-      {**model, "position_embedding": "learned", "class_token_position": False},
-      {**params, "position_embedding": np.asarray(table)[None]},
-  )
 
 
 def write(

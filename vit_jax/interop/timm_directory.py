@@ -20,7 +20,7 @@ from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read
 from vit_jax.interop.timm_keys import (
     WithoutRegisterRows, disk_tensors, encoder_names, position_rows, tensors,
 )
-from vit_jax.models.positions import grid, sincos2d
+from vit_jax.models.positions import grid, learned_positions
 from vit_jax.models.vit import DEFAULTS
 
 FORMAT = "timm"
@@ -162,11 +162,7 @@ def fit(model: Mapping, params: Mapping, architecture: str) -> tuple[dict, dict]
   model["mask_token"] = False
   width = model["width"]
   if model["position_embedding"] != "learned":
-    table = sincos2d(
-        model["position_embedding"], *grid(model["image_size"], model["patch_size"]), width
-    )
-    params["position_embedding"] = np.asarray(table)[None]
-    model |= {"position_embedding": "learned", "class_token_position": False}
+    model, params = learned_positions(model, params)
   if model["distillation_token"] and not model["distillation_head"]:
     token = np.asarray(params.pop("distillation_token"))
     if model["class_token_position"]:

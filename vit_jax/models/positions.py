@@ -3,6 +3,8 @@
 A grid is (rows, columns) of patches; tables are row-major.
 """
 
+from typing import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,13 +24,15 @@ def grid(image_size, patch_size: int) -> tuple[int, int]:
   return sides[0] // patch_size, sides[1] // patch_size
 
 
-def sincos2d(kind: str, rows: int, columns: int, width: int):
+def sincos2d(kind: str, rows: int, columns: int, width: int, *, counted=None):
   """Fixed sine and cosine embeddings of the patches' coordinates.
 
   Args:
     kind: "sincos2d" as big_vision (`models/vit.py`, posemb_sincos_2d): frequencies
       10000^-(k / (D/4 - 1)); or "sincos2d_mae" as MAE (`util/pos_embed.py`): 10000^-(k / (D/4)).
       Both lay out sin x, cos x, sin y, cos y, a quarter of the width each.
+    counted: the grid whose patches the coordinates count, stretched over this one so that pixels
+      keep their place: what resampling is to learned positions.  None: this one.
 
   Returns:
     float32 `[rows * columns, width]`.
@@ -42,8 +46,36 @@ def sincos2d(kind: str, rows: int, columns: int, width: int):
     raise ValueError(f"{kind} needs a width that is a multiple of 4, not {width}")
   steps = width // 4 - 1 if kind == "sincos2d" else width // 4
   frequencies = 10000.0 ** (-np.arange(width // 4) / max(steps, 1))
-  y, x = (axis.reshape(-1, 1) * frequencies for axis in np.mgrid[:rows, :columns])
+  counts = counted or (rows, columns)
+  sides = [
+      (np.arange(new) + 0.5) * (old / new) - 0.5 for old, new in zip(counts, (rows, columns))
+  ]
+  y, x = (axis.reshape(-1, 1) * frequencies for axis in np.meshgrid(*sides, indexing="ij"))
   return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+
+
+def fixed_positions(model: Mapping):
+  """The fixed positions of a description (attributes of `models.vit.ViT`), at its image size.
+
+  Returns:
+    float32 `[rows * columns, width]`.
+
+  Raises:
+    ValueError: see `grid` and `sincos2d`.
+  """
+  own = model["image_size"]
+  new, counted = (
+      grid(size, model["patch_size"]) for size in (own, model.get("position_image_size") or own)
+  )
+  return sincos2d(model["position_embedding"], *new, model["width"], counted=counted)
+
+
+def learned_positions(model: Mapping, params: Mapping) -> tuple[dict, dict]:
+  """The same description and parameters with the fixed positions as a learned table."""
+  learned = {
+      "position_embedding": "learned", "class_token_position": False, "position_image_size": None,
+  }
+  return {**model, **learned}, {**params, "position_embedding": fixed_positions(model)[None]}
 
 
 def resize_position_embedding(table, *, old_grid, new_grid, interpolation: str):

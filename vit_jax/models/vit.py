@@ -50,8 +50,8 @@ class ViT(nn.Module):
   Attributes:
     width, depth, mlp_dim, num_heads: size of the encoder (`variants.py` names the usual ones).
     patch_size: in pixels.
-    image_size: the side in pixels, or (height, width); of the learned positions.  Images of
-      another size are taken too, the positions then being resampled.
+    image_size: the side in pixels, or (height, width); of the positions.  Images of another size
+      are taken too, learned positions then being resampled, fixed ones stretched.
     num_classes: 0 for no head.
     class_token: whether one is prepended.
     distillation_token, distillation_head: a second such token, and a second classifier on it; the
@@ -67,7 +67,9 @@ class ViT(nn.Module):
     position_embedding: "learned", or fixed: "sincos2d" (big_vision's), "sincos2d_mae" (MAE's).
     class_token_position: whether the learned table has rows for class and distillation token (the
       original), or is added to the patches before these are prepended (big_vision).
-    position_interpolation: a key of `positions.resize_position_embedding`.
+    position_image_size: of fixed positions, the image size in pixels (a side, or height and width)
+      whose patches they count, stretched over images of another size; None for `image_size`.
+    position_interpolation: of learned ones, a key of `positions.resize_position_embedding`.
     qkv_bias: whether query, key and value have biases.
     qk_norm: layer norm of each head's queries and keys (arXiv 2302.05442).
     layer_scale: its initial value, None for none (arXiv 2103.17239).
@@ -108,6 +110,7 @@ class ViT(nn.Module):
   pixel_decoder: bool = False
   position_embedding: str = "learned"
   class_token_position: bool = True
+  position_image_size: Any = None
   position_interpolation: str = "bicubic"
   qkv_bias: bool = True
   qk_norm: bool = False
@@ -222,7 +225,9 @@ class ViT(nn.Module):
   def _positions(self, rows: int, columns: int):
     """Position embeddings `[1, (rows of the prefix) + rows * columns, D]`."""
     if self.position_embedding != "learned":
-      return jnp.asarray(sincos2d(self.position_embedding, rows, columns, self.width))[None]
+      counted = grid(self.position_image_size or self.image_size, self.patch_size)
+      table = sincos2d(self.position_embedding, rows, columns, self.width, counted=counted)
+      return jnp.asarray(table)[None]
     trained = grid(self.image_size, self.patch_size)
     count = trained[0] * trained[1] + position_rows(self)
     table = self.param(
@@ -389,11 +394,18 @@ def check(model) -> None:
       (not model.pixel_decoder or model.pooling == "none", 'pixel_decoder needs pooling "none"'),
       (model.position_embedding == "learned" or model.width % 4 == 0,
        f"{model.position_embedding} needs a width that is a multiple of 4"),
+      (model.position_embedding != "learned" or model.position_image_size is None,
+       "position_image_size is of fixed positions, and position_embedding is \"learned\""),
   )
   for holds, text in rules:
     if not holds:
       raise ValueError(f"the model contradicts itself: {text}")
   grid(model.image_size, model.patch_size)
+  if model.position_image_size is not None:
+    try:
+      grid(model.position_image_size, model.patch_size)
+    except ValueError as error:
+      raise ValueError(f"position_image_size: {error}") from error
 
 
 def param_shapes(model: Mapping) -> dict[tuple[str, ...], tuple[int, ...]]:

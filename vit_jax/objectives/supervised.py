@@ -16,12 +16,13 @@ class Supervised:
   "softmax": of the probabilities of one class among all, -sum_c t_c log softmax(z)_c, where
   several labels share the target evenly.
   "sigmoid": of each class's own question, summed over the classes (big_vision's for
-  ImageNet-21k), -sum_c t_c log sigmoid(z_c) + (1 - t_c) log sigmoid(-z_c).
+  ImageNet-21k), -sum_c t_c log sigmoid(z_c) + (1 - t_c) log sigmoid(-z_c).  The BCE of timm and
+  DeiT III is its mean: this divided by the number of classes.
 
   Attributes:
     model: a Linen module from images `[B, S, S, 3]` to logits `[B, classes]`.
     loss_name: one of `LOSSES`.
-    head_bias: initial bias of the head; -10 makes the sigmoid of 21 843 classes start near 0.
+    head_bias: initial bias of each head; -10 makes the sigmoid of 21 843 classes start near 0.
     class_weights: one float per class, by which its term is multiplied; None for 1.  Softmax's
       mean is over the weights of the targets, as torch's `cross_entropy`.
 
@@ -41,9 +42,10 @@ class Supervised:
   def init(self, key, batch):
     """Returns float32 parameters and an empty state; `batch["image"]` gives the shape."""
     params = self.model.init(key, batch["image"][:1])["params"]
-    if self.head_bias:
-      bias = jnp.full_like(params["head"]["bias"], self.head_bias)
-      params = params | {"head": params["head"] | {"bias": bias}}
+    for name in ("head", "distillation_head"):
+      if self.head_bias and name in params:
+        bias = jnp.full_like(params[name]["bias"], self.head_bias)
+        params = params | {name: params[name] | {"bias": bias}}
     return params, {}
 
   def loss(self, params, state, batch, key, step, train: bool):
