@@ -22,7 +22,7 @@ from vit_jax.data.preprocess import Preprocessing
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import fetch, read
 from vit_jax.interop.class_map import IMAGENET_1K, read_class_map, slice_head
-from vit_jax.models.positions import grid, resize_position_embedding
+from vit_jax.models.positions import counted_image_size, grid, resize_position_embedding
 from vit_jax.models.vit import DEFAULTS, ViT
 
 
@@ -183,9 +183,8 @@ def at_image_size(
     )
     params = params | {"position_embedding": table}
   changes = {"image_size": image_size}
-  if model["position_embedding"] != "learned" and not checkpoint.image_size_assumed:
-    counted = model["position_image_size"] or model["image_size"]
-    changes["position_image_size"] = None if _sides(counted) == sides else counted
+  if not checkpoint.image_size_assumed:
+    changes["position_image_size"] = counted_image_size(model, image_size)
   preprocessing = dict(checkpoint.preprocessing)
   before = _sides(preprocessing["image_size"])
   if before != sides:

@@ -9,6 +9,7 @@ import types
 from vit_jax import config as config_lib
 from vit_jax.errors import ConfigError
 from vit_jax.models import remat
+from vit_jax.models.positions import counted_image_size
 from vit_jax.models.variants import variant_shape
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION, check
 
@@ -26,8 +27,8 @@ _FREE = (
     "norm_after_pooling", "pre_logits", "distillation_head", "mask_token",
 )
 _FIXED_BY_CHECKPOINT = tuple(name for name in _MODEL if name not in _FREE)
-# Of the task that a checkpoint was trained on; a run has its own, or says init.head=keep.
-_NOT_INHERITED = ("distillation_head", "pre_logits", "mask_token")
+# Heads belong to the task that a checkpoint was trained on, a run has its own.
+_NOT_INHERITED = ("pre_logits", "distillation_head", "mask_token")
 
 
 def resolve(config, *, checkpoint, platform: str):
@@ -89,13 +90,14 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
           f"config.model.{key} is {given[key]!r}, but {checkpoint.ref} has "
           f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
       )
-  left = _NOT_INHERITED[1:] if keep_head else _NOT_INHERITED
-  kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in left}
-  if keep_head and theirs and theirs["pre_logits"] != model.pre_logits:
-    raise ConfigError(
-        f"config.init.head is 'keep' and config.model.pre_logits {model.pre_logits}, but the head "
-        f"of {checkpoint.ref} has {theirs['pre_logits']} there"
-    )
+  kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in _NOT_INHERITED}
+  if keep_head and checkpoint:
+    kept["distillation_head"] = theirs["distillation_head"]
+    if theirs["pre_logits"] != model.pre_logits:
+      raise ConfigError(
+          f"config.init.head is 'keep' and config.model.pre_logits {model.pre_logits}, but the "
+          f"head of {checkpoint.ref} has {theirs['pre_logits']} there"
+      )
   if kept.get("pooling") == "none":  # of masked pre-training
     kept["pooling"] = "cls" if kept["class_token"] else "gap"
   if given.get("pooling", kept.get("pooling")) != "gap":
@@ -113,8 +115,10 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
         f"config.model.image_size {side} is not a multiple of the patch size "
         f"{shape['patch_size']}; the nearest that is: {near}"
     )
-  if checkpoint and model.position_image_size is None:
-    shape["position_image_size"] = _counted(theirs, side, checkpoint.image_size_assumed)
+  if checkpoint and model.position_image_size is None and not checkpoint.image_size_assumed:
+    counted = counted_image_size(theirs, side)
+    # A run's images are squares: what counted another shape counts anew.
+    shape["position_image_size"] = counted if isinstance(counted, int) else None
   try:
     if model.remat not in (None, *remat.CHOICES):
       remat.names_of(model.remat)
@@ -123,15 +127,6 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
   except ValueError as error:
     raise ConfigError(f"config.model: {error}") from error
   return shape
-
-
-def _counted(theirs: dict, side: int, assumed: bool) -> int | None:
-  """The image size whose patches a checkpoint's fixed positions go on counting; None for the run's
-  own, as where theirs is not known, or not a square."""
-  counted = theirs["position_image_size"] or theirs["image_size"]
-  if theirs["position_embedding"] == "learned" or assumed or not isinstance(counted, int):
-    return None
-  return None if counted == side else counted
 
 
 def _open_defaults(given: dict) -> dict:

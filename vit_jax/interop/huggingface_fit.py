@@ -7,7 +7,7 @@ import numpy as np
 
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop.huggingface_classes import ARCHITECTURES, Architecture, mlp_ratio
-from vit_jax.models.positions import fixed_positions, grid
+from vit_jax.models.positions import grid, learned_positions
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 _TOKENS = {(True, False): "class", (True, True): "class and distillation",
@@ -196,12 +196,12 @@ def _fit_answer(model: dict, params: dict, target: Architecture) -> None:
 def _fit_positions(model: dict, params: dict) -> None:
   """Makes the positions a learned table with rows for class and distillation token."""
   prefix = model["class_token"] + model["distillation_token"]
-  zeros = np.zeros((1, prefix, model["width"]), np.float32)
   if model["position_embedding"] != "learned":
-    fixed = fixed_positions(model)
-    params["position_embedding"] = np.concatenate([zeros, fixed[None]], axis=1)
-    model["position_image_size"] = None
-  elif prefix and not model["class_token_position"]:
+    learned, table = learned_positions(model, params)
+    model |= learned
+    params |= table
+  if prefix and not model["class_token_position"]:
     table = np.asarray(params["position_embedding"])
-    params["position_embedding"] = np.concatenate([zeros.astype(table.dtype), table], axis=1)
-  model |= {"position_embedding": "learned", "class_token_position": True}
+    zeros = np.zeros((1, prefix, model["width"]), table.dtype)
+    params["position_embedding"] = np.concatenate([zeros, table], axis=1)
+  model["class_token_position"] = True

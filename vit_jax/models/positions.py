@@ -70,6 +70,21 @@ def fixed_positions(model: Mapping):
   return sincos2d(model["position_embedding"], *new, model["width"], counted=counted)
 
 
+def counted_image_size(model: Mapping, image_size):
+  """The image size whose patches a description's fixed positions go on counting at another one;
+  None where they are learned, or count its own.
+
+  Args:
+    image_size: the side in pixels, or (height, width).
+
+  Raises:
+    ValueError: see `grid`.
+  """
+  counted = model["position_image_size"] or model["image_size"]
+  own, new = (grid(size, model["patch_size"]) for size in (counted, image_size))
+  return None if model["position_embedding"] == "learned" or own == new else counted
+
+
 def learned_positions(model: Mapping, params: Mapping) -> tuple[dict, dict]:
   """The same description and parameters with the fixed positions as a learned table."""
   learned = {
