@@ -37,7 +37,8 @@ pre-trained on ImageNet-21k has seen ImageNet's train: AugReg chooses by ImageNe
 .01 and .03 only.
 
 Expected from ViT's ImageNet-21k checkpoints at 384 px (Table 5): ImageNet B/16 83.97, B/32 81.28,
-L/16 85.15, L/32 80.99, H/14 85.13; CIFAR-10 B/16 98.95, L/16 99.16; CIFAR-100 91.67, 93.44.  500
+L/16 85.15, L/32 80.99, H/14 85.13 (its patches of 14 do not divide 384: add
+--config.model.image_size=378); CIFAR-10 B/16 98.95, L/16 99.16; CIFAR-100 91.67, 93.44.  500
 steps (50 of warm-up) on CIFAR-10 give B/16 98.59 already.  From AugReg's B/32 (big_vision):
 ImageNet 83.27, CIFAR-10 98.55, CIFAR-100 91.35, Pets 93.78, Flowers 99.43; for CIFAR it crops by
 --config.input.crop=random --config.input.crop_short_side=448 instead, and it evaluates everywhere

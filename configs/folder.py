@@ -7,8 +7,8 @@
     vit-jax train --config=folder:runlocal --config.init.checkpoint=LOCAL --workdir=RUN
 
 DIR is CLASS/*, or {train,validation,test}/CLASS/*, or images with metadata.csv or metadata.jsonl.
-Image size, normalisation and model are the checkpoint's own unless given.  The best checkpoint on
-the held-out split is kept.
+Image size, normalisation and model are those of init.checkpoint, which only `scratch` does without,
+unless given.  The best checkpoint on the held-out split is kept.
 
 Expected: what the images allow; nobody can say before.
 Time: `vit-jax plan --topology=...` estimates it, for GPUs and TPUs; the run prints what is left.
@@ -32,6 +32,7 @@ def get_config(arg=None):
   config.total = "20 epochs"
   config.evaluate = dict(every="1 epochs")
   config.checkpoint = dict(best_metric="accuracy")
+  config.init = dict(required=chosen.start != "scratch")
   if chosen.start == "scratch":
     config.input.batch_size = 128
     config.input.crop_min_area = 0.08

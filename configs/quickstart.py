@@ -34,6 +34,7 @@ def get_config(arg=None):
   config.evaluate = dict(every="20 epochs")
   config.log_every = "100 steps"
   if chosen.part == "finetune":
+    config.init = dict(required=True)
     config.model.image_size = 24
     config.optimizer = dict(name="sgd", learning_rate=0.03, momentum=0.9)
     config.total = "10 epochs"

@@ -11,7 +11,8 @@ SHARDS is what `vit-jax prepare` wrote; docs/imagenet21k.md.  Without an argumen
 
 Expected, precision@1 on held-out images of ImageNet-21k (the paper's authors, 21 843 classes):
 B/16 47.88, B/32 44.04, L/16 49.90, L/32 45.42, H/14 49.06.  After `finetune:imagenet` at 384 px
-(Table 5): B/16 83.97, B/32 81.28, L/16 85.15, L/32 80.99, H/14 85.13.
+(Table 5): B/16 83.97, B/32 81.28, L/16 85.15, L/32 80.99, H/14 85.13 (with
+--config.model.image_size=378, which patches of 14 divide).
 Time: 90 epochs of 12.4 million images are 272 k steps, of the 99 % here 270 k; the paper gives 230
 TPUv3-core-days for L/16 (Table 2), nobody published the others.
 

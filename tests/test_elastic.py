@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import config as config_lib
-from vit_jax import train_input
+from vit_jax import fork, train_input
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import ConfigError
 from vit_jax.loading import load
@@ -108,6 +108,14 @@ def test_what_cannot_be_forked(tmp_path, parent, ref, said):
   with pytest.raises(Exception, match=said.replace("+", r"\+")):
     begin(tmp_path / "fork", {"fork.checkpoint": ref.format(parent=parent)})
   assert not (tmp_path / "fork" / "run.json").exists()
+
+
+def test_a_fork_is_computed_as_suits_its_own_devices(parent):
+  config = config_lib.load("quickstart", TINY | {"fork.checkpoint": f"{parent}@2"})
+  theirs = fork.find_parent(config, None)
+  assert theirs.config.model.scan is False and theirs.config.model.remat == "none"
+  found = fork.inherit(config, theirs).model
+  assert found.scan is None and found.remat is None and found.gelu == "tanh"
 
 
 def test_data_is_left_out_only_at_a_fork(tmp_path):

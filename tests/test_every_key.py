@@ -13,13 +13,11 @@ import pytest
 
 from vit_jax import config as config_lib
 from vit_jax.data.bad_records import BadRecords
-from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
-from vit_jax.data.pipeline import eval_batches, train_batches
-from vit_jax.data.preprocess import Preprocessing
-from vit_jax.evaluate import evaluation_source, evaluation_split
+from vit_jax.data.pipeline import train_batches
+from vit_jax.evaluate import evaluation_batches, evaluation_source, evaluation_split
 from vit_jax.plan import make_plan
-from vit_jax.resolve import preprocessing, resolve
+from vit_jax.resolve import resolve
 from vit_jax.train import train
 from vit_jax.train_input import train_transform
 
@@ -67,8 +65,7 @@ CHANGES = {
     ),
     "batch_ops.mix_per_pair": (True, {"batch_ops.mixup_alpha": 0.2}),
     "batch_ops.label_smoothing": (0.1,),
-    "objective.loss": ("sigmoid",), "objective.class_weights": ("balanced",),
-    "objective.head_bias": (-5.0,),
+    "objective.loss": ("sigmoid",), "objective.head_bias": (-5.0,),
     "optimizer.name": ("sgd",), "optimizer.learning_rate": (2e-3,),
     "optimizer.learning_rate_batch_size": (8,),
     "optimizer.learning_rate_rules": ((("head", 2.0),),),
@@ -89,7 +86,7 @@ OF_A_RUN = {
     "log_every": "4 steps", "evaluate.every": "4 steps", "checkpoint.every": "4 steps",
     "checkpoint.keep_latest": 1, "checkpoint.keep_every": "6 steps",
     "checkpoint.best_metric": "accuracy",
-    "debug.repeat_batch": True,
+    "debug.repeat_batch": True, "objective.class_weights": "balanced",
 }
 # Each shows where neither of the two looks: file and function of the test that holds it.
 ELSEWHERE = {
@@ -98,9 +95,9 @@ ELSEWHERE = {
     "init.checkpoint": "test_finetune_torch::test_hundred_steps_equal_pytorch",
     "init.head": "configs/test_recipes::test_a_run_is_fine_tuned_with_its_head_and_forked",
     "init.required": "configs/test_recipes::test_fine_tuning_needs_a_checkpoint",
-    "input.threads": "data/test_pipeline::test_threads_do_not_matter",
+    "input.threads": "test_transform_keys::test_what_the_stream_is_given",
     "input.workers": "data/test_workers::test_the_stream_does_not_depend_on_workers_or_hosts",
-    "input.max_bad_fraction": "data/test_bad_records::test_a_share_is_judged_after_enough_examples",
+    "input.max_bad_fraction": "test_folder_run::test_dirt_is_counted_named_once_and_survived",
     "model.attention": "models/test_attention::test_float32_equals_the_formula",
     # Of a checkpoint only.
     "model.position_interpolation": "test_warm_start::test_positions_of_another_size",
@@ -147,7 +144,7 @@ def constants(program):
 
 def stream(batches, count):
   return [
-      {key: hashlib.sha256(value.tobytes()).hexdigest() for key, value in batch.items()}
+      {key: hashlib.sha256(np.asarray(x).tobytes()).hexdigest() for key, x in batch.items()}
       for batch, _ in zip(batches, range(count))
   ]
 
@@ -158,20 +155,13 @@ def observed(values: dict, folder) -> dict:
   config = resolve(config, checkpoint=None, platform="cpu")
   dataset = open_configured(config)
   source = dataset.splits["train"]
-  weights = config.objective.class_weights
-  plan = make_plan(
-      config, examples=len(source), num_classes=len(dataset.classes),
-      class_weights=weights and class_weights(weights, source),
-  )
+  plan = make_plan(config, examples=len(source), num_classes=len(dataset.classes))
   size, side = config.input.batch_size, config.model.image_size
   batch = {
       "image": np.zeros((size, side, side, 3), np.uint8), "label": np.zeros(size, np.int32),
       "mask": np.ones(size, np.float32),
   }
   program = jax.make_jaxpr(plan.train_step)(plan.abstract, batch, jax.random.key(0))
-  arguments = dict(
-      batch_size=size, shard=0, shards=1, threads=0, bad=BadRecords(),
-  )
   evaluated = evaluation_source(config, dataset, evaluation_split(config, dataset))
   return {
       # A jaxpr's text names its constants, such as the mean of the pixels, without their values.
@@ -183,12 +173,12 @@ def observed(values: dict, folder) -> dict:
       "data": digest(dataset.fingerprint, len(source)),
       "batches": digest(stream(train_batches(
           source, seed=config.seed, start=0, transform=train_transform(config),
-          repeats=config.input.repeated_augmentation, **arguments,
+          repeats=config.input.repeated_augmentation, batch_size=size, shard=0, shards=1,
+          threads=0, bad=BadRecords(),
       ), 4)),
-      "evaluation": digest(stream(eval_batches(
-          evaluated, preprocessing=Preprocessing.from_dict(preprocessing(config)),
-          **arguments | {"batch_size": config.evaluate.batch_size or size},
-      ), 9)),
+      "evaluation": digest(stream(
+          evaluation_batches(config, evaluated, mesh=plan.mesh, bad=BadRecords())(), 9
+      )),
   }
 
 
@@ -207,6 +197,10 @@ def test_every_key_is_listed():
 def test_what_holds_a_key_elsewhere_is_there(key):
   file, _, function = ELSEWHERE[key].partition("::")
   assert f"\ndef {function}(" in (pathlib.Path(__file__).parent / f"{file}.py").read_text()
+
+
+def test_the_same_again_changes_nothing(folder):
+  assert observed({}, folder) == cached("{}", folder)
 
 
 @pytest.mark.parametrize("key", CHANGES)

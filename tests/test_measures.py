@@ -8,8 +8,10 @@ from PIL import Image
 import pytest
 from sklearn.metrics import f1_score
 
-from test_folder_run import run
+from test_folder_run import TINY, run, write_folder
+from vit_jax import measures
 from vit_jax.cli import main
+from vit_jax.data.digits import open_digits
 from vit_jax.loading import load
 
 
@@ -48,6 +50,13 @@ def confusion_in(directory):
   return np.array([row[1:] for row in rows[1:]], int)
 
 
+def logits_of(workdir, images):
+  """Float32 `[N, C]` of images, without any of the evaluation's code."""
+  checkpoint = load(str(workdir))
+  pixels = checkpoint.preprocess(list(images))
+  return np.asarray(checkpoint.model.apply({"params": checkpoint.params}, pixels))
+
+
 def test_every_measure_of_a_run(digits, capsys):
   code, result, err = evaluate(
       f"--model={digits}",
@@ -61,6 +70,13 @@ def test_every_measure_of_a_run(digits, capsys):
   matrix = confusion_in(directory)
   assert matrix.sum() == found["examples"] == 359
   assert found["accuracy"] == np.trace(matrix) / 359 and found["accuracy_top5"] > found["accuracy"]
+  validation = open_digits().splits["validation"]
+  logits, labels = logits_of(digits, validation.images), validation.labels
+  five = np.argsort(-logits, axis=1)[:, :5]
+  assert found["accuracy_top5"] == np.mean(np.any(five == labels[:, None], axis=1))
+  np.testing.assert_array_equal(
+      matrix, np.bincount(10 * labels + logits.argmax(1), minlength=100).reshape(10, 10)
+  )
   truth = np.repeat(np.arange(10), matrix.sum(axis=1))
   predicted = np.concatenate([np.repeat(np.arange(10), row) for row in matrix])
   assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-9)
@@ -100,6 +116,56 @@ def test_no_evaluation_replaces_that_of_another_split(digits, tmp_path, capsys):
   assert other.name.startswith("90_validation_")
   assert evaluate(f"--model={digits}", capsys=capsys)[0] == 0
   assert set(digits.glob("evaluations/*")) == {*before, other}
+
+
+def test_what_training_draws_more_often_is_measured_once(digits, monkeypatch, capsys):
+  given = []
+
+  def of_features(*_, train, test, **__):
+    given.extend((train, test))
+    return {}
+
+  monkeypatch.setattr(measures, "of_features", of_features)
+  code, _, err = evaluate(
+      f"--model={digits}", "--measures=knn", "--config.input.sampling=class_balanced",
+      "--config.evaluate.split=train", capsys=capsys,
+  )
+  assert code == 0, err
+  whole = open_digits().splits["train"]
+  for source in given:
+    np.testing.assert_array_equal([r["label"] for r in map(source.record, range(len(source)))],
+                                  whole.labels)
+
+
+@pytest.mark.slow
+def test_a_mixture_is_judged_by_all_of_its_classes(tmp_path, capsys):
+  """Its validation split is that of the first part, which lacks a class that the second has."""
+  write_folder(tmp_path / "one")
+  write_folder(tmp_path / "two")
+  for i in range(20):
+    Image.new("RGB", (9, 9), (250 - i, 250, 250)).save(tmp_path / "two" / "red" / f"{i:02d}.png")
+  (tmp_path / "two" / "red").rename(tmp_path / "two" / "white")
+  (tmp_path / "both.json").write_text(json.dumps([
+      {"dataset": "folder", "path": name} for name in ("one", "two")
+  ]))
+  code, _, err = run(
+      "train", "--config=folder:scratch", "--config.input.dataset=mixture", *TINY,
+      f"--config.input.path={tmp_path / 'both.json'}", f"--workdir={tmp_path / 'run'}",
+      "--config.total=3 steps", capsys=capsys,
+  )
+  assert code == 0, err
+  code, result, err = evaluate(
+      f"--model={tmp_path / 'run'}",
+      "--measures=macro_f1,confusion,knn,few_shot,linear_probe", capsys=capsys,
+  )
+  assert code == 0, err
+  found = result["metrics"]
+  assert all(map(np.isfinite, found.values())) and found["linear_probe"] > 0.9
+  (file,) = (tmp_path / "run").glob("evaluations/*/confusion.csv")
+  with file.open(newline="") as table:
+    names, *rows = csv.reader(table)
+  assert names[1:] == ["blue", "green", "red", "white"]
+  assert [sum(map(int, row[1:])) for row in rows] == [2, 2, 2, 0]
 
 
 def test_features_of_a_checkpoint_without_a_head(digits, tmp_path, capsys):

@@ -62,9 +62,9 @@ def test_a_topology():
         ("finetune:cifar10", {}, "input.path"),
         ("quickstart", {"examples": 10}, "are for --topology"),
         ("quickstart", {"topology": "h100:8", "mfu": 1.5}, "share of the peak"),
-        ("folder", {"topology": "h100:8", "examples": -5, "classes": 2}, "--examples=-5"),
-        ("folder", {"topology": "h100:8", "examples": 5, "classes": 0}, "--classes=0"),
-        ("folder", {"topology": "h100:8"}, "--examples"),
+        ("folder:scratch", {"topology": "h100:8", "examples": -5, "classes": 2}, "--examples=-5"),
+        ("folder:scratch", {"topology": "h100:8", "examples": 5, "classes": 0}, "--classes=0"),
+        ("folder:scratch", {"topology": "h100:8"}, "--examples"),
     ],
 )
 def test_errors(recipe, options, said):
@@ -76,3 +76,5 @@ def test_errors(recipe, options, said):
 def test_weights_to_start_from_are_asked_for(tmp_path):
   with pytest.raises(ConfigError, match="init.checkpoint"):
     plan("finetune:cifar10,runlocal", {})
+  with pytest.raises(ConfigError, match=r"weights \(config.init.head is 'keep'\)"):
+    plan("quickstart", {"init.head": "keep"})

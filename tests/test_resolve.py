@@ -21,10 +21,9 @@ SHAPE = {
 }
 
 
-def resolved(values, theirs=None, model=None, *, assumed=False):
+def resolved(values, theirs=None, model=None):
   checkpoint = theirs is not None and SimpleNamespace(
       ref="theirs", model_config=DEFAULTS | SHAPE | (model or {}), preprocessing=SQUASH | theirs,
-      image_size_assumed=assumed,
   )
   config = config_lib.complete(values, origin="a test")
   return resolve(config, checkpoint=checkpoint or None, platform="cpu")
@@ -74,6 +73,7 @@ def test_a_crop_that_cannot_be(values, text):
     ({"image_size": 448, "position_image_size": 224}, {"model.image_size": 224}, None),
     ({}, {"model.image_size": 448, "model.position_image_size": 448}, 448),
     ({"image_size": [224, 384]}, {"model.image_size": 448}, None),
+    ({"position_image_size": "any"}, {"model.image_size": 448}, None),
 ])
 def test_fixed_positions_go_on_counting_what_they_counted(model, values, expected):
   found = resolved(values, {}, {"position_embedding": "sincos2d", **model})
@@ -82,18 +82,13 @@ def test_fixed_positions_go_on_counting_what_they_counted(model, values, expecte
   assert again.model.position_image_size == expected
 
 
-def test_fixed_positions_of_a_size_that_nobody_knows_count_anew():
-  found = resolved({"model.image_size": 448}, {}, {"position_embedding": "sincos2d"}, assumed=True)
-  assert found.model.position_image_size is None
-
-
 def test_layers_of_the_head_come_with_a_head_that_is_kept():
-  theirs = {"pre_logits": True, "distillation_token": True, "distillation_head": True}
-  assert resolved({}, {}, theirs).model.distillation_head is False
-  with pytest.raises(ConfigError, match="pre_logits False, but the head of theirs has True"):
-    resolved({"init.head": "keep"}, {}, theirs)
-  del theirs["pre_logits"]
-  assert resolved({"init.head": "keep"}, {}, theirs).model.distillation_head is True
+  theirs = {"distillation_token": True, "distillation_head": True}
+  new, kept = (resolved(keep, {}, theirs).model for keep in ({}, {"init.head": "keep"}))
+  assert (new.distillation_head, kept.distillation_head) == (False, True)
+  theirs = {"pre_logits": True}
+  new, kept = (resolved(keep, {}, theirs).model for keep in ({}, {"init.head": "keep"}))
+  assert (new.pre_logits, kept.pre_logits) == (False, True)
 
 
 @pytest.mark.parametrize("platform, values, expected", [

@@ -41,6 +41,7 @@ def sweep(arg=None):
       "three": [{"seed": 1}, {"seed": 2}, {"seed": 3}],
       "metric": [{"checkpoint.best_metric": "loss"}, good],
       "late": [{"evaluate.split": "validation"}, {"evaluate.split": "test[50%:]"}],
+      "other": [{"evaluate.split": "validation"}, {"evaluate.split": "validation[50%:]"}],
   }[arg]
 '''
 
@@ -61,9 +62,10 @@ def sweep(recipe, workdir, *more, capsys, arg=""):
   )
 
 
-def members_of(recipe, workdir, arg=""):
+def members_of(recipe, workdir, arg="", **more):
   keys = [option.removeprefix("--config.").split("=", 1) for option in TINY]
   overrides = dict(keys) | {"input.path": str(recipe / "photos")}
+  overrides |= {key.replace("__", "."): value for key, value in more.items()}
   return sweep_lib.members(f"{recipe / 'colors.py'}{arg}", overrides, str(workdir))
 
 
@@ -281,6 +283,9 @@ def test_runs_of_another_config_are_not_taken_over(recipe, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arg, more, split", [
+    ("", ["--config.evaluate.split=train"], "'train', of which 48 images are trained on"),
+    ("", ["--config.input.split=train[:90%]", "--config.evaluate.split=train[40:]"],
+     "'train[40:]', of which 3 images are trained on"),
     ("", ["--config.evaluate.split=test"], "'test'"),
     ("", ["--config.evaluate.split=test [:50%]"], "'test [:50%]'"),
     (":late", [], "config.evaluate.split of 01_split=test-50-"),
@@ -289,3 +294,17 @@ def test_the_test_split_does_not_choose(recipe, tmp_path, capsys, arg, more, spl
   code, _, err = sweep(recipe, tmp_path / "x", *more, arg=arg, capsys=capsys)
   assert code == 2 and "compared by a held-out split" in err and not (tmp_path / "x").exists()
   assert split in err and "--config.evaluate.split='train[90%:]'" in err
+
+
+def test_a_part_of_train_that_is_not_trained_on_chooses(recipe, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(sweep_lib, "train", lambda *_, **__: None)
+  split = {"input__split": "train[:50%]", "evaluate__split": "train[40:]"}
+  everything = members_of(recipe, tmp_path, **split)
+  sweep_lib.sweep(everything, everything, workdir=str(tmp_path))
+  assert "chosen by train[40:]; the winner is tested on test" in capsys.readouterr().out
+
+
+def test_runs_are_judged_on_the_same_split(recipe, tmp_path, capsys):
+  code, _, err = sweep(recipe, tmp_path / "x", arg=":other", capsys=capsys)
+  assert code == 2 and "judged on validation and validation[50%:], which cannot be compared" in err
+  assert not (tmp_path / "x").exists()

@@ -100,7 +100,7 @@ def test_the_keys_of_the_device_reach_the_batch(monkeypatch):
   assert float(target.min()) == pytest.approx(0.1 / 3)
 
 
-def test_repeats_reach_the_stream(monkeypatch):
+def test_what_the_stream_is_given(monkeypatch):
   given = {}
 
   def train_batches(source, **arguments):
@@ -111,11 +111,13 @@ def test_repeats_reach_the_stream(monkeypatch):
   monkeypatch.setattr(train_input, "train_batches", train_batches)
   monkeypatch.setattr(train_input.mesh_lib, "process_slice", lambda mesh: (0, 1))
   monkeypatch.setattr(train_input.mesh_lib, "to_devices", lambda batch, mesh: batch)
-  config = configured({"input.repeated_augmentation": "3", "input.workers": "2"})
+  config = configured({
+      "input.repeated_augmentation": "3", "input.workers": "2", "input.threads": "5",
+  })
   plan = types.SimpleNamespace(config=config, mesh=None)
   with train_input.train_input(plan, None, None, 0, None) as batches:
     next(batches)
-  assert given["repeats"] == 3 and given["workers"] == 2
+  assert given["repeats"] == 3 and given["workers"] == 2 and given["threads"] == 5
 
 
 @pytest.mark.parametrize("key", [f"input.{name}" for name in HOST if name not in (

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from small_models import LABELS, MODEL, PREPROCESSING, random_params
 
+from vit_jax import config as config_lib
+from vit_jax.data.source import DataSet
 from vit_jax.errors import ConfigError
 from vit_jax.loading import Checkpoint
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.step import TrainState
-from vit_jax.warm_start import kept_head, warm_start
+from vit_jax.warm_start import check_head_to_keep, needs_weights, warm_start
 
 SIZE, LARGER = MODEL["image_size"], 2 * MODEL["image_size"]
 
@@ -36,6 +38,7 @@ def resolved(image_size, position_image_size=None):
     ("learned", None, "positions resampled (bilinear)"),
     ("sincos2d", SIZE, f"fixed positions stretched from {SIZE} px"),
     ("sincos2d", None, "fixed positions counted anew"),
+    ("sincos2d", LARGER, "fixed positions counted anew"),
 ])
 def test_positions_of_another_size(positions, counted, said):
   checkpoint, state = checkpoint_and_state(
@@ -65,16 +68,33 @@ def test_with_its_head_a_checkpoint_is_taken_whole():
 
 
 def test_a_head_is_kept_for_the_same_classes():
+  def check(checkpoint, classes, **values):
+    config = config_lib.complete({"init.head": "keep"} | values, origin="a test")
+    check_head_to_keep(checkpoint, DataSet("photos", classes, {}, ""), config)
+
   checkpoint, _ = checkpoint_and_state(MODEL)
-  assert kept_head(checkpoint, LABELS) == "head of 5 classes kept"  # it has no names
+  check(checkpoint, LABELS)  # it has no names
   named = dataclasses.replace(checkpoint, labels=LABELS)
-  assert kept_head(named, LABELS) == "head of 5 classes kept"
+  check(named, LABELS)
   other_names = ("ant", "Apis", "cat", "dog", "elk")
-  assert "by their order, though 'bee' there is 'Apis' here" in kept_head(named, other_names)
-  with pytest.raises(ConfigError, match="another order, 'ant' where the data has 'elk'"):
-    kept_head(named, LABELS[::-1])
-  with pytest.raises(ConfigError, match="a head of 5 classes and the data 1 classes"):
-    kept_head(checkpoint, LABELS[:1])
+  for classes, said in (
+      (other_names, "the first that differs: 'bee', 'Apis': leave config.init.head at 'new'; if the"
+       " same classes in the same order have only other names, --config.evaluate.classes=by_order"),
+      (LABELS[::-1], "'ant', 'elk'"), (LABELS[:1], "knows 5 classes, photos has 1"),
+  ):
+    with pytest.raises(ConfigError, match=said):
+      check(named, classes)
+  check(named, other_names, **{"evaluate.classes": "by_order"})
   headless, _ = checkpoint_and_state(MODEL | {"num_classes": 0})
-  with pytest.raises(ConfigError, match="has no head and the data 5 classes"):
-    kept_head(headless, LABELS)
+  with pytest.raises(ConfigError, match="has no classifier: leave config.init.head"):
+    check(headless, LABELS, **{"evaluate.classes": "by_order"})
+
+
+@pytest.mark.parametrize("values, key", [
+    ({}, None),
+    ({"init.required": True}, "config.init.required"),
+    ({"init.head": "keep"}, "config.init.head is 'keep'"),
+    ({"init.head": "keep", "init.checkpoint": "x"}, None),
+])
+def test_what_needs_weights(values, key):
+  assert needs_weights(config_lib.complete(values, origin="a test")) == key

@@ -137,7 +137,7 @@ lists the recipes, `vit-jax configs --keys` the keys.""")
   vit-jax plan --config=quickstart                                       this machine
   vit-jax plan --config=vit_i21k:H/14 --topology=v5p:4x4x8 --json=h14.json
   vit-jax plan --config=vit_i1k:L/16 --topology=v5e:16x16*2 --config.mesh.fsdp=16
-  vit-jax plan --config=folder --topology=h100:8 --examples=50000 --classes=12
+  vit-jax plan --config=folder:scratch --topology=h100:8 --examples=50000 --classes=12
 Nothing is written but FILE, and no accelerator is touched.  For TPUs the training step is compiled
 by their own compiler (pip install 'vit_jax[plan]'): does it fit, what does it send, how long will
 it take.  For GPUs, or without it, that is estimated.  Each number says what it rests on.""")

@@ -21,14 +21,17 @@ from vit_jax.data.imagenet_variants import with_real_labels
 from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
+from vit_jax.data.sampling import each_once
 from vit_jax.errors import ConfigError
 from vit_jax.evaluators.classification import Classification
-from vit_jax.loading import at_image_size, load, narrowed, split_ref
+from vit_jax.loading import at_image_size, check_classes, load, narrowed, split_ref
 from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import preprocessing, resolve
 from vit_jax.resume import check_same_data
 
+# Keys of config.model with which another model is judged than the checkpoint's own.
+_SIZES = ("image_size", "position_image_size")
 # What a run's config says of its own data, and which means nothing of others.
 _OF_THE_DATA = (
     "input.path", "input.split", "input.sampling", "input.held_out", "evaluate.split",
@@ -53,8 +56,8 @@ def evaluate(
     output: as of `output_file`; measures that are tables are written beside that file.
 
   Returns:
-    {"model", "split", "data", "metrics"}, and "classes" and "image_size" where they are not the
-    checkpoint's own.
+    {"model", "split", "data", "metrics"}, and "classes", "image_size" and "position_image_size"
+    where they are not the checkpoint's own.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ;
@@ -74,15 +77,18 @@ def evaluate(
         otherwise="name other data by --config.input.dataset=NAME --config.input.path=PATH",
     )
   if measures.need_a_head(wanted):
-    _check_classes(checkpoint, dataset, by_order=config.evaluate.classes == "by_order")
+    check_classes(
+        checkpoint, dataset, by_order=config.evaluate.classes == "by_order",
+        otherwise="name the data that it was trained on, or fine-tune it on yours, with "
+        "--config.init.checkpoint",
+    )
   source = evaluation_source(config, dataset, evaluation_split(config, dataset))
   told = {
       "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name
   }
   if classes is not None:
     told["classes"] = classes
-  if "model.image_size" in overrides:
-    told["image_size"] = config.model.image_size
+  told |= {key: config.model[key] for key in _SIZES if f"model.{key}" in overrides}
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
@@ -90,6 +96,8 @@ def evaluate(
   # The checkpoint says what the model is; the config how and on what it is run.
   checkpoint = at_image_size(checkpoint, config.model.image_size)
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
+  if "model.position_image_size" in overrides:
+    how["position_image_size"] = config.model.position_image_size
   model = ViT(**checkpoint.model_config | how)
   bad = BadRecords(max_fraction=config.input.max_bad_fraction)
   out_sharding = mesh_lib.replicated(mesh)
@@ -103,13 +111,13 @@ def evaluate(
         metrics |= make_evaluator(config, source, model=model, mesh=mesh, bad=bad).run(params)
       metrics |= measures.of_predictions(
           wanted, logits=answers_of(config, model), params=params, batches=batches(source),
-          source=source, out_sharding=out_sharding, loss_name=config.objective.loss,
-          directory=directory,
+          examples=len(source), classes=dataset.classes, out_sharding=out_sharding,
+          loss_name=config.objective.loss, directory=directory,
       )
     metrics |= measures.of_features(
         wanted, checkpoint=checkpoint, how=how, answers=functools.partial(answers_of, config),
-        place=place, batches=batches, train=dataset.splits.get("train"), test=source,
-        seed=config.seed, out_sharding=out_sharding,
+        place=place, batches=batches, train=each_once(dataset.splits.get("train")), test=source,
+        classes=len(dataset.classes), seed=config.seed, out_sharding=out_sharding,
     )
   return told | {"metrics": metrics}
 
@@ -154,12 +162,13 @@ def evaluation_split(config, dataset) -> str:
 
 
 def evaluation_source(config, dataset, split: str):
-  """Returns the split to evaluate, with ReaL's labels where they are asked for.
+  """Returns the split to evaluate, however training draws from it, with ReaL's labels where they
+  are asked for.
 
   Raises:
     DataError: the file of labels is not usable.
   """
-  source = dataset.splits[split]
+  source = each_once(dataset.splits[split])
   real = config.evaluate.real_labels
   return with_real_labels(source, real) if real else source
 
@@ -207,28 +216,6 @@ def answers_of(config, model):
   return answers
 
 
-def _check_classes(checkpoint, dataset, *, by_order: bool) -> None:
-  """Raises ConfigError unless the data set's classes are the checkpoint's, in its order, or as
-  many, where names are not to count."""
-  classes, ours = checkpoint.model_config["num_classes"], tuple(dataset.classes)
-  if not classes:
-    raise ConfigError(
-        f"{checkpoint.ref} has no classifier: fine-tune it first, with --config.init.checkpoint"
-    )
-  theirs = checkpoint.labels or ours
-  odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
-  if classes == len(ours) and (by_order or odd is None):
-    return
-  detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
-  raise ConfigError(
-      f"{checkpoint.ref} knows {classes} classes, {dataset.name} has {len(ours)}, and they are not "
-      f"the same{detail}. Name the data that the checkpoint was trained on, or fine-tune it on "
-      "yours"
-      + ("; if the same classes in the same order have only other names, "
-         "--config.evaluate.classes=by_order says so" if classes == len(ours) else "")
-  )
-
-
 def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
   """Where an evaluation's JSON goes, and its tables beside it: the named file, else, of a run, a
   directory in RUN/evaluations for each step and what it is judged on; None for neither.
@@ -243,7 +230,7 @@ def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
     return None
   step, split, data = told["model"].rpartition("@")[2], told["split"], told["data"]
   # Two parts of a split may differ in signs alone, and two folders bear one name.
-  judged = {key: told[key] for key in ("split", "data", "classes", "image_size") if key in told}
+  judged = {key: told[key] for key in ("split", "data", "classes", *_SIZES) if key in told}
   digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()[:8]
   name = f"{step}_{split}_{os.path.basename(data.rstrip('/'))[:80]}_{digest}"
   return run.evaluations / re.sub(r"[^\w.+-]", "-", name, flags=re.ASCII) / "evaluation.json"

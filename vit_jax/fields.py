@@ -95,8 +95,8 @@ FIELDS = {
         None, IDENTITY, "learned positions cover class and distillation token [True]", bool
     ),
     "model.position_image_size": Field(
-        None, IDENTITY, "images whose patches fixed positions count, stretched over others "
-        "[those of init.checkpoint, or image_size]", int, minimum=1,
+        None, IDENTITY, "side of the images whose patches fixed positions count, stretched over "
+        "others [that of init.checkpoint's, or image_size]", int, minimum=1,
     ),
     "model.position_interpolation": Field(
         None, IDENTITY, "of learned positions at another image size [bicubic]", str,
@@ -117,7 +117,7 @@ FIELDS = {
         None, IDENTITY, "of every layer norm [1e-6]", float, minimum=0
     ),
     "model.attention_initialization": Field(
-        "xavier", IDENTITY, "of the blocks' kernels: uniform, or as trained attention looks",
+        "xavier", IDENTITY, "kernels of attention: uniform, or as trained attention looks",
         choices=("xavier", "mimetic"),
     ),
     "model.dropout": Field(0.0, RECIPE, "rate after dense layers", minimum=0, maximum=0.99),
@@ -347,7 +347,8 @@ FIELDS = {
         "validation images (evaluate.split=validation)", str, is_path=True,
     ),
     "evaluate.classes": Field(
-        "by_name", RUNTIME, "how a checkpoint's classes must agree with those of the data",
+        "by_name", RUNTIME, "how the classes of a checkpoint that is judged, or whose head is "
+        "kept, must agree with those of the data",
         choices=("by_name", "by_order"),
     ),
     "evaluate.batch_size": Field(None, RUNTIME, "[input.batch_size]", int, minimum=1),

@@ -14,14 +14,16 @@ from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.errors import ConfigError
 from vit_jax.loading import split_ref, step_of_run
 
-# Identity keys that may differ from the parent's: where a run comes from, and a name for shapes
-# that are compared one by one.
+# Identity keys that may differ from the parent's: where a run comes from, how parameters begin
+# that are not begun, and a name for shapes that are compared one by one.
 _MAY_DIFFER = (
     "fork.checkpoint", "fork.skip", "init.checkpoint", "init.head", "init.required",
-    "model.variant",
+    "model.attention_initialization", "model.variant",
 )
-# Open keys that are taken from the parent, beside those of the model that no variant decides.
+# Open keys that are taken from the parent, beside those of the model that neither a variant decides
+# nor the devices.
 _OF_THE_INPUT = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
+_OF_THE_DEVICES = ("dtype", "scan", "remat")
 _OF_A_VARIANT = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 
 
@@ -90,7 +92,7 @@ def inherit(config, parent: Parent | None):
   if parent is None:
     return config
   open_keys = [f"input.{name}" for name in _OF_THE_INPUT if config.input[name] is None]
-  decided = ("dtype", *(_OF_A_VARIANT if config.model.variant else ()))
+  decided = (*_OF_THE_DEVICES, *(_OF_A_VARIANT if config.model.variant else ()))
   open_keys += [
       f"model.{name}" for name, value in config.model.items()
       if value is None and name not in decided

@@ -39,7 +39,6 @@ class Checkpoint:
     config: the run's whole config, or None for other people's checkpoints.
     step: of the run, or None.
     report: what a user should know about how it was read.
-    image_size_assumed: see `interop.imported.Imported`.
   """
 
   ref: str
@@ -50,7 +49,6 @@ class Checkpoint:
   config: Any = None
   step: int | None = None
   report: tuple[str, ...] = ()
-  image_size_assumed: bool = False
 
   @property
   def model(self) -> ViT:
@@ -182,9 +180,9 @@ def at_image_size(
         interpolation=interpolation or model["position_interpolation"],
     )
     params = params | {"position_embedding": table}
-  changes = {"image_size": image_size}
-  if not checkpoint.image_size_assumed:
-    changes["position_image_size"] = counted_image_size(model, image_size)
+  changes = {
+      "image_size": image_size, "position_image_size": counted_image_size(model, image_size)
+  }
   preprocessing = dict(checkpoint.preprocessing)
   before = _sides(preprocessing["image_size"])
   if before != sides:
@@ -201,7 +199,32 @@ def at_image_size(
       params=params,
       preprocessing=preprocessing,
       report=report,
-      image_size_assumed=False,
+  )
+
+
+def check_classes(checkpoint: Checkpoint, dataset, *, by_order: bool, otherwise: str) -> None:
+  """Holds that a checkpoint's head is one for a data set's classes.
+
+  Args:
+    by_order: whether as many classes will do, under other names.
+    otherwise: what the error advises.
+
+  Raises:
+    ConfigError: there is no head, or it is for other classes, or for these in another order.
+  """
+  had, ours = checkpoint.model_config["num_classes"], tuple(dataset.classes)
+  if not had:
+    raise ConfigError(f"{checkpoint.ref} has no classifier: {otherwise}")
+  theirs = checkpoint.labels or ours
+  odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
+  if had == len(ours) and (by_order or odd is None):
+    return
+  detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
+  raise ConfigError(
+      f"{checkpoint.ref} knows {had} classes, {dataset.name} has {len(ours)}, and they are not the "
+      f"same{detail}: {otherwise}"
+      + ("; if the same classes in the same order have only other names, "
+         "--config.evaluate.classes=by_order says so" if had == len(ours) else "")
   )
 
 
@@ -360,5 +383,4 @@ def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
       preprocessing=preprocessing,
       labels=imported.labels,
       report=report,
-      image_size_assumed=imported.image_size_assumed,
   )

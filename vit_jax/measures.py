@@ -2,7 +2,7 @@
 
 import functools
 import json
-from typing import Callable
+from typing import Callable, Sequence
 
 from etils import epath
 import jax
@@ -49,10 +49,14 @@ def check(names, dataset, source, directory: epath.Path | None) -> None:
         f"{', '.join(sorted(set(names) & set(_OF_FEATURES)))} learn from the features of a train "
         f"split, and {dataset.name} has only {', '.join(dataset.splits)}"
     )
-  if source.max_labels > 1 and set(names) != {CLASSIFICATION}:
+  judged = [source]
+  if set(names) & set(_OF_FEATURES):
+    judged.append(dataset.splits["train"])
+  several = next((split for split in judged if split.max_labels > 1), None)
+  if several and set(names) != {CLASSIFICATION}:
     raise ConfigError(
-        f"the images of {source.name} have several labels, of which only the measure "
-        f"{CLASSIFICATION} knows what to make"
+        f"the images of {several.name}, split {several.split}, have several labels, of which only "
+        f"the measure {CLASSIFICATION} knows what to make"
     )
   if set(names) & set(_WITH_FILES) and directory is None:
     raise ConfigError(
@@ -64,14 +68,16 @@ def check(names, dataset, source, directory: epath.Path | None) -> None:
 
 
 def of_predictions(
-    names, *, logits: Callable, params, batches: Callable, source, out_sharding,
-    loss_name: str, directory: epath.Path | None,
+    names, *, logits: Callable, params, batches: Callable, examples: int,
+    classes: Sequence[str], out_sharding, loss_name: str, directory: epath.Path | None,
 ) -> dict[str, float]:
   """Measures that need every prediction; process 0 writes the tables.
 
   Args:
     logits: function of (params, batch) to `[B, C]`.
     batches: function of no arguments to an iterator of device batches.
+    examples: how many they hold.
+    classes: the names of all that the head knows; a split of a mixture may have fewer.
     loss_name: "softmax" or "sigmoid", which the classifier was trained with.
     directory: of confusion.csv, per_class.csv and reliability.json, made if missing.
   """
@@ -79,28 +85,28 @@ def of_predictions(
   if not wanted:
     return {}
   predictions = PredictionCollector(
-      logits=logits, batches=batches, examples=len(source), out_sharding=out_sharding,
+      logits=logits, batches=batches, examples=examples, out_sharding=out_sharding,
       loss_name=loss_name,
   ).run(params)
-  found, classes = {}, len(source.classes)
+  found = {}
   if wanted & set(_WITH_FILES) and jax.process_index() == 0:
     directory.mkdir(parents=True, exist_ok=True)
   if "macro_f1" in wanted:
-    found["macro_f1"] = confusion.macro_f1(predictions, classes)
+    found["macro_f1"] = confusion.macro_f1(predictions, len(classes))
   if "calibration" in wanted:
     table = reliability(predictions)
     found["calibration_error"] = calibration_error(table)
     if jax.process_index() == 0:
       atomic.write_text(directory / "reliability.json", json.dumps(table, indent=1) + "\n")
   if "confusion" in wanted and jax.process_index() == 0:
-    confusion.write_confusion(directory / "confusion.csv", predictions, source.classes)
-    confusion.write_per_class(directory / "per_class.csv", predictions, source.classes)
+    confusion.write_confusion(directory / "confusion.csv", predictions, classes)
+    confusion.write_per_class(directory / "per_class.csv", predictions, classes)
   return found
 
 
 def of_features(
     names, *, checkpoint: Checkpoint, how: dict, answers: Callable, place: Callable,
-    batches: Callable, train, test, seed: int, out_sharding,
+    batches: Callable, train, test, classes: int, seed: int, out_sharding,
 ) -> dict[str, float]:
   """Measures of the pooled features, learned on the images of train as evaluation sees them.
 
@@ -110,6 +116,7 @@ def of_features(
     place: puts parameters onto the devices.
     batches: function of a source to a function of no arguments to device batches.
     train, test: sources.
+    classes: how many there are in both together.
     seed: of what a linear probe holds out.
   """
   wanted = set(names) & set(_OF_FEATURES)
@@ -123,7 +130,7 @@ def of_features(
       ).run(params)
       for source in (train, test)
   ]
-  classes, found = len(test.classes), {}
+  found = {}
   for name, measure in (
       ("knn", knn.knn), ("few_shot", functools.partial(few_shot.few_shot, classes=classes)),
       ("linear_probe", functools.partial(linear_probe.linear_probe, classes=classes, seed=seed)),

@@ -16,6 +16,7 @@ from vit_jax.loading import load
 from vit_jax.parallel.topology import parse
 from vit_jax.plan import describe, make_plan, parameter_table
 from vit_jax.resolve import resolve
+from vit_jax.warm_start import check_head_to_keep, needs_weights
 
 
 def plan(
@@ -49,7 +50,7 @@ def plan(
     if count is not None and count < 1:
       raise ConfigError(f"--{name}={count}: it must be at least 1")
   target = parse(topology)
-  resolved = _resolve(config, platform=target.chip.platform, needs_weights=False)
+  resolved, _ = _resolve(config, platform=target.chip.platform, weights_required=False)
   data = data_size(config, recipe=recipe, examples=examples, classes=classes)
   compiled = "; to compile may take minutes" if target.chip.platform == "tpu" else ""
   print(f"planning for {target}{compiled} ...", file=sys.stderr)
@@ -66,7 +67,9 @@ def _here(config, changed: dict) -> tuple[str, dict]:
     )
   split = evaluation_split(config, dataset)
   train, held = dataset.splits["train"], dataset.splits[split]
-  resolved = _resolve(config, platform=jax.default_backend(), needs_weights=True)
+  resolved, pretrained = _resolve(config, platform=jax.default_backend(), weights_required=True)
+  if pretrained and config.init.head == "keep":
+    check_head_to_keep(pretrained, dataset, config)
   weights = config.objective.class_weights
   weights = weights and class_weights(weights, train)
   made = make_plan(
@@ -95,17 +98,18 @@ def _here(config, changed: dict) -> tuple[str, dict]:
   return "\n".join(lines), told
 
 
-def _resolve(config, *, platform: str, needs_weights: bool):
-  """Fills the open keys, from the weights to start from where they are named."""
+def _resolve(config, *, platform: str, weights_required: bool):
+  """Fills the open keys, from the weights to start from where they are named; and these."""
   pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
-  if config.init.required and pretrained is None and (needs_weights or not config.model.variant):
+  key = needs_weights(config)
+  if key and (weights_required or not config.model.variant):
     raise ConfigError(
-        "this recipe starts from weights, which decide the model: name them with "
+        f"this recipe starts from weights ({key}), which decide the model: name them with "
         "--config.init.checkpoint=REF" + (
-            "" if needs_weights else ", or say which model they are: --config.model.variant=B/16"
+            "" if weights_required else ", or say which model they are: --config.model.variant=B/16"
         )
     )
-  return resolve(config, checkpoint=pretrained, platform=platform)
+  return resolve(config, checkpoint=pretrained, platform=platform), pretrained
 
 
 def _changed(default, config) -> dict:

@@ -91,13 +91,9 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
           f"{theirs[key]!r}: leave model.variant and model.{key} unset to take the checkpoint's"
       )
   kept = {k: theirs[k] for k in _MODEL if k in theirs and k not in _NOT_INHERITED}
-  if keep_head and checkpoint:
+  if keep_head and checkpoint:  # with the layers that are its
     kept["distillation_head"] = theirs["distillation_head"]
-    if theirs["pre_logits"] != model.pre_logits:
-      raise ConfigError(
-          f"config.init.head is 'keep' and config.model.pre_logits {model.pre_logits}, but the "
-          f"head of {checkpoint.ref} has {theirs['pre_logits']} there"
-      )
+    given["pre_logits"] |= theirs["pre_logits"]
   if kept.get("pooling") == "none":  # of masked pre-training
     kept["pooling"] = "cls" if kept["class_token"] else "gap"
   if given.get("pooling", kept.get("pooling")) != "gap":
@@ -115,9 +111,9 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
         f"config.model.image_size {side} is not a multiple of the patch size "
         f"{shape['patch_size']}; the nearest that is: {near}"
     )
-  if checkpoint and model.position_image_size is None and not checkpoint.image_size_assumed:
+  if checkpoint and model.position_image_size is None:
     counted = counted_image_size(theirs, side)
-    # A run's images are squares: what counted another shape counts anew.
+    # A run's images are squares of one size: what counted others counts anew.
     shape["position_image_size"] = counted if isinstance(counted, int) else None
   try:
     if model.remat not in (None, *remat.CHOICES):

@@ -27,6 +27,7 @@ from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.retention import less_is_better
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.open import open_configured
+from vit_jax.data.split import shared
 from vit_jax.errors import ConfigError, NonFiniteError
 from vit_jax.evaluate import evaluate, evaluation_split
 from vit_jax.observe.status import read_status
@@ -112,7 +113,10 @@ def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> No
     # A directory of another sweep's, or of other values, is not taken for this one's.
     if RunDirectory(member.workdir).exists():
       continue_or_begin(RunDirectory(member.workdir), member.config, amend=False)
-  _check_held_out(everything)
+  held_out, splits = _held_out(everything)
+  tested = _test_split(held_out, splits)
+  then = f"the winner is tested on {tested}" if tested else "no split is left to test the winner on"
+  print(f"{workdir}: chosen by {held_out}; {then}")
   directory = place(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   with _alone(directory):
@@ -156,24 +160,51 @@ def _alone(directory: pathlib.Path | BucketPath):
     yield
 
 
-def _check_held_out(everything: list[Member]) -> None:
-  """Raises ConfigError where the runs would be chosen by the test split, or by a part of it."""
-  defaults = {}  # the split that is evaluated where none is named, by data
+def _held_out(everything: list[Member]) -> tuple[str, dict]:
+  """The split that chooses, and all that there are.
+
+  Raises:
+    ConfigError: it would be the test split, or a part of it, or images that a run is trained on, or
+      not the same for all.
+  """
+  held_out = {}  # by what decides it
   for member in everything:
     config = member.config
-    split = config.evaluate.split
-    if not split:
-      data = json.dumps(config_lib.to_json(config)["input"])
-      if data not in defaults:
-        defaults[data] = evaluation_split(config, open_configured(config))
-      split = defaults[data]
+    key = json.dumps([config_lib.to_json(config)["input"], config.evaluate.split])
+    if key in held_out:
+      continue
+    dataset = open_configured(config)
+    held_out[key] = split = evaluation_split(config, dataset)
+    wrong = None
     if split.replace(" ", "").partition("[")[0] == "test":
+      wrong = "of test"
+    elif count := _trained_on(config, split, dataset.splits):
+      wrong = f"of which {count} images are trained on"
+    if wrong:
       raise ConfigError(
           "the runs of a sweep are compared by a held-out split, and config.evaluate.split of "
-          f"{member.workdir.name} would be {split!r}: hold out a part of train with "
-          "--config.input.split='train[:90%]' --config.evaluate.split='train[90%:]', and let "
+          f"{member.workdir.name} would be {split!r}, {wrong}: hold out a part of train "
+          "with --config.input.split='train[:90%]' --config.evaluate.split='train[90%:]', and let "
           "sweep() name no part of test"
       )
+  if len(different := sorted(set(held_out.values()))) > 1:
+    raise ConfigError(
+        f"the runs of the sweep would be judged on {' and '.join(different)}, which cannot be "
+        "compared: give all the same --config.evaluate.split"
+    )
+  return split, dataset.splits
+
+
+def _trained_on(config, held_out: str, splits) -> int:
+  """How many images of a split a run is trained on.
+
+  Args:
+    splits: of the data as the run's config opens it.
+  """
+  if config.input.split != "train":  # then there is no more train as a whole among the splits
+    whole = {"input.split": "train", "input.held_out": 0, "evaluate.split": None}
+    splits = open_configured(config_lib.replace(config, whole)).splits
+  return shared(config.input.split, held_out, splits) if "train" in splits else 0
 
 
 def _write(file: pathlib.Path | BucketPath, text: str) -> None:
@@ -236,17 +267,29 @@ def _tested(winner: Member) -> dict:
       "which checkpoint is tested",
   )
   ref = f"{winner.workdir}@best" if kept else str(winner.workdir)
-  held_out, there = _evaluated(winner), open_configured(winner.config).splits
+  held_out = _evaluated(winner)
+  split = _test_split(held_out, open_configured(winner.config).splits)
+  if split is None:
+    print(f"{winner.workdir.parent}: no split is left to test on; {held_out} chose the winner")
+    return {}
+  found = evaluate(ref, config_spec=None, overrides={"evaluate.split": split})["metrics"]
+  return {"test_split": split, "test": found}
+
+
+def _test_split(held_out: str, splits) -> str | None:
+  """The split that nothing is chosen by, None where there is none with labels.
+
+  Args:
+    held_out: the one that chooses.
+  """
   for split in ("test", "validation"):
     if held_out.startswith(split):  # it, a part of it, or it with other labels
-      break
-    if split not in there:
-      continue
-    if decided_by_first(lambda: _is_labeled(there[split]), f"whether {split} has labels"):
-      found = evaluate(ref, config_spec=None, overrides={"evaluate.split": split})["metrics"]
-      return {"test_split": split, "test": found}
-  print(f"{winner.workdir.parent}: no split is left to test on; {held_out} chose the winner")
-  return {}
+      return None
+    if split in splits:
+      source = splits[split]
+      if decided_by_first(lambda: _is_labeled(source), f"whether {split} has labels"):
+        return split
+  return None
 
 
 def _is_labeled(source) -> bool:

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import CheckpointError, ConfigError
-from vit_jax.loading import Checkpoint, at_image_size
+from vit_jax.errors import CheckpointError
+from vit_jax.loading import Checkpoint, at_image_size, check_classes
 from vit_jax.parallel.mesh import everywhere
 from vit_jax.parallel.sharding import path_name
 
@@ -23,7 +23,8 @@ def warm_start(state, checkpoint: Checkpoint, *, model, keep_head: bool = False)
     state: a `step.TrainState`, on devices; shardings are kept.
     model: `config.model`, resolved; learned positions are resampled to its image_size by its
       position_interpolation.
-    keep_head: whether the checkpoint's head is taken, too; `kept_head` says whether it fits.
+    keep_head: whether the checkpoint's head is taken, too; `loading.check_classes` says whether it
+      is one for the data.
 
   Returns:
     The state, and a sentence on what was taken.
@@ -81,34 +82,23 @@ def _sizes(checkpoint: Checkpoint, model) -> str:
   if "position_embedding" in checkpoint.params:
     return f"{said}, positions resampled ({model.position_interpolation})"
   counted = model.position_image_size
-  return f"{said}, fixed positions {f'stretched from {counted} px' if counted else 'counted anew'}"
+  anew = counted in (None, model.image_size)
+  return f"{said}, fixed positions {'counted anew' if anew else f'stretched from {counted} px'}"
 
 
-def kept_head(checkpoint: Checkpoint, classes) -> str:
-  """Holds that a checkpoint's head is one for these classes; what is said of keeping it.
-
-  Args:
-    classes: names of the data's, in order.
-
-  Raises:
-    ConfigError: there is no head, it has another number of classes, or the same in another order.
+def needs_weights(config) -> str | None:
+  """What in a config asks for weights to start from where it names none; None where nothing does.
   """
-  had, labels = checkpoint.model_config["num_classes"], checkpoint.labels or ()
-  if had != len(classes):
-    raise ConfigError(
-        f"config.init.head is 'keep', but {checkpoint.ref} has "
-        f"{f'a head of {had} classes' if had else 'no head'} and the data {len(classes)} classes: "
-        "leave it at 'new'"
-    )
-  differ = [(theirs, own) for theirs, own in zip(labels, classes) if theirs != own]
-  if not differ:
-    return f"head of {had} classes kept"
-  if sorted(labels) == sorted(classes):
-    raise ConfigError(
-        f"config.init.head is 'keep', but {checkpoint.ref} has the classes in another order, "
-        f"{differ[0][0]!r} where the data has {differ[0][1]!r}: leave it at 'new'"
-    )
-  return (
-      f"head of {had} classes kept by their order, though {differ[0][0]!r} there is "
-      f"{differ[0][1]!r} here"
+  if config.init.checkpoint:
+    return None
+  if config.init.required:
+    return "config.init.required"
+  return "config.init.head is 'keep'" if config.init.head == "keep" else None
+
+
+def check_head_to_keep(checkpoint: Checkpoint, dataset, config) -> None:
+  """Holds that a checkpoint's head can be kept for the data; raises as `loading.check_classes`."""
+  check_classes(
+      checkpoint, dataset, by_order=config.evaluate.classes == "by_order",
+      otherwise="leave config.init.head at 'new'",
   )

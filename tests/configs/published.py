@@ -33,7 +33,7 @@ def checkpoint(variant):
   """A published checkpoint to fine-tune, as far as a config sees it."""
   model = DEFAULTS | variant_shape(variant) | {"image_size": 224, "num_classes": 21_843}
   return types.SimpleNamespace(
-      ref="theirs", model_config=model, preprocessing=None, image_size_assumed=False
+      ref="theirs", model_config=model, preprocessing=None
   )
 
 

@@ -13,6 +13,7 @@ from small_models import (
     random_params, write,
 )
 from timm_process import timm_process  # pylint: disable=unused-import
+from vit_jax.convert import export_checkpoint
 from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.interop import big_vision_npz, google_npz, npz_files
 from vit_jax.interop.targets import choose
@@ -293,15 +294,19 @@ def test_fixed_positions_are_in_no_file(tmp_path):
   model = {**MODEL, **NO_CLASS_TOKEN, "position_embedding": "sincos2d", "image_size": 224}
   params = random_params(model)
   imported = npz_files.read(save(tmp_path / "x.npz", names_of(model, params)))
-  assert imported.model == {**model, "position_interpolation": "bilinear"}
+  guessed = {"position_interpolation": "bilinear", "position_image_size": "any"}
+  assert imported.model == {**model, **guessed}
   assert any("224 pixels assumed" in line for line in imported.report)
-  assert imported.image_size_assumed
   # big_vision counts the patches of any image anew; from a size that is guessed nothing is derived.
-  smaller = load(str(tmp_path / "x.npz"), image_size=32)
   wanted = ViT(**{**model, "image_size": 32}).apply({"params": params}, images_of(MODEL))
-  np.testing.assert_allclose(
-      smaller.model.apply({"params": smaller.params}, images_of(MODEL)), wanted, atol=2e-5
-  )
+  for name, target in (("ours", "orbax"), ("theirs", "big-vision-npz")):
+    export_checkpoint(str(tmp_path / "x.npz"), tmp_path / name, to=target)
+  for name in ("x.npz", "ours", "theirs"):
+    for size in (None, 32):
+      found = load(str(tmp_path / name), image_size=size)
+      np.testing.assert_allclose(
+          found.model.apply({"params": found.params}, images_of(MODEL)), wanted, atol=2e-5
+      )
 
 
 def test_a_headless_one_and_one_with_21k_classes(tmp_path):

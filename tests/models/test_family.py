@@ -27,6 +27,7 @@ MEMBERS = {
     "sincos2d": {"position_embedding": "sincos2d", "pooling": "gap"} | NO_TOKEN,
     "sincos2d_mae": {"position_embedding": "sincos2d_mae"},
     "stretched": {"position_embedding": "sincos2d_mae", "position_image_size": (8, 12)},
+    "counted anew": {"position_embedding": "sincos2d", "position_image_size": "any"},
     "DeiT": {"distillation_token": True, "distillation_head": True},
     "DeiT's class token alone": {"distillation_token": True},
     "DINOv2": {
@@ -139,7 +140,7 @@ class Reference:
       own = self.m["position_image_size"] or own
     own = (own, own) if isinstance(own, int) else own
     if kind != "learned":
-      counted = own[0] // 4, own[1] // 4
+      counted = (rows, columns) if own == "any" else (own[0] // 4, own[1] // 4)
       return sincos2d(kind, rows, columns, self.m["width"], counted=counted).astype(np.float64)
     table = resize_position_embedding(
         self.p["position_embedding"].astype(np.float32), old_grid=(own[0] // 4, own[1] // 4),

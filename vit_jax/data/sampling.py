@@ -169,6 +169,11 @@ def balance(source: Source, *, seed: int) -> ClassBalanced:
   return ClassBalanced(source, seed, members, np.append(starts, len(labels)))
 
 
+def each_once(source: Source) -> Source:
+  """What a class-balanced source draws from, any other as it is: for evaluation."""
+  return source.source if isinstance(source, ClassBalanced) else source
+
+
 def permuted(index: int, size: int, key: tuple[int, ...]) -> int:
   """Returns the image of an index under a permutation of `range(size)` that a key chooses.
 

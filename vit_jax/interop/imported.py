@@ -13,8 +13,6 @@ class Imported:
     preprocessing: the evaluation transform, None where the checkpoint does not say.
     labels: class names in order, None where there are none.
     report: what a user should be told, one line each.
-    image_size_assumed: whether nothing says for which images the positions are: fixed ones then
-      count the patches of any other size anew.
   """
 
   model: dict
@@ -22,4 +20,3 @@ class Imported:
   preprocessing: dict | None
   labels: tuple[str, ...] | None
   report: tuple[str, ...]
-  image_size_assumed: bool = False

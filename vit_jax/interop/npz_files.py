@@ -25,7 +25,7 @@ from vit_jax.interop.npz_keys import (
 from vit_jax.interop.safetensors_writer import DTYPES
 from vit_jax.interop.tensor_files import read_json
 from vit_jax.interop.tensor_table import check_depth, check_params, leaves, read_params
-from vit_jax.models.positions import learned_positions
+from vit_jax.models.positions import ANY_SIZE, learned_positions
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
 
 WEIGHTS = "model.npz"
@@ -74,7 +74,6 @@ def read(path, *, streamed: bool = False) -> Imported:
   return Imported(
       model=model, params=params, preprocessing=preprocessing,
       labels=None if labels is None else tuple(labels), report=tuple(report),
-      image_size_assumed="model" not in said and model["position_embedding"] != "learned",
   )
 
 
@@ -152,10 +151,13 @@ class _Facts:
     patch = model["patch_size"]
     if "pos_embedding" not in self._stored:
       # big_vision's posemb="sincos2d"; the file does not know its size.
-      model |= {"position_embedding": "sincos2d", "image_size": 224 // patch * patch}
+      size = 224 // patch * patch
+      model |= {
+          "position_embedding": "sincos2d", "image_size": size, "position_image_size": ANY_SIZE
+      }
       report.append(
-          f"there is no pos_embedding: fixed sincos2d positions, images of {model['image_size']} "
-          "pixels assumed"
+          f"there is no pos_embedding: fixed sincos2d positions, images of {size} pixels assumed; "
+          "those of another size are counted anew"
       )
       return
     rows = self._shape("pos_embedding", 3)[1]
@@ -230,7 +232,8 @@ def fit(model: Mapping, params: Mapping) -> tuple[dict, dict]:
   model, params = {**DEFAULTS, **model}, dict(params)
   params.pop("mask_token", None)
   model["mask_token"] = False
-  if model["position_embedding"] == "sincos2d_mae" or model["position_image_size"]:
+  counted = model["position_image_size"]
+  if model["position_embedding"] == "sincos2d_mae" or counted not in (None, ANY_SIZE):
     model, params = learned_positions(model, params)
   if not model["qkv_bias"]:
     model["qkv_bias"] = True

@@ -16,15 +16,19 @@ _QUERY_KEY, _VALUE_OUT = 0.7, 0.4
 def mimetic(attention, key):
   """Replaces the kernels in the parameters of one block's attention; biases stay.
 
-  The paper factors 0.7 (I + Z) for each head, and 0.4 (Z - I) over all, Z normal of variance 1 / d
-  and 1 / D, by their singular values.  Here one normal matrix serves both sides of a product: a
-  head's key is its query, of variance 0.7 / d; out is minus the transpose of value, of variance
-  0.4 / D.  The products have the same mean and variance; their noise is symmetric.
+  The paper factors 0.7 (I + Z) for each head, and 0.4 (Z - I) over all, Z normal, by their singular
+  values.  Here one normal matrix serves both sides of a product: a head's key is its query, of
+  variance 0.7 / d; out is minus the transpose of value, of variance 0.4 / D.  So the products have
+  these means, 0.7 I and -0.4 I, and symmetric noise.  Where a head is narrower than the model, the
+  paper keeps its largest singular values only, so that its identity is the weaker there.
 
   Args:
     attention: with the kernels "query", "key" and "value", float32 `[D, heads, d]`, and "out",
       float32 `[heads, d, D]`.
     key: of the random numbers.
+
+  Returns:
+    The same parameters with those four kernels.
   """
   shape = width, _, size = attention["query"]["kernel"].shape
   query_key, value_out = jax.random.split(key)

@@ -8,6 +8,9 @@ from typing import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+# Of `position_image_size`: fixed positions count the patches of any image anew, as big_vision's do.
+ANY_SIZE = "any"
+
 
 def grid(image_size, patch_size: int) -> tuple[int, int]:
   """Returns (rows, columns) of patches.
@@ -63,16 +66,30 @@ def fixed_positions(model: Mapping):
   Raises:
     ValueError: see `grid` and `sincos2d`.
   """
-  own = model["image_size"]
-  new, counted = (
-      grid(size, model["patch_size"]) for size in (own, model.get("position_image_size") or own)
-  )
-  return sincos2d(model["position_embedding"], *new, model["width"], counted=counted)
+  size, patch_size = model["image_size"], model["patch_size"]
+  counted = counted_grid(model.get("position_image_size"), size, patch_size)
+  rows, columns = grid(size, patch_size)
+  return sincos2d(model["position_embedding"], rows, columns, model["width"], counted=counted)
+
+
+def counted_grid(position_image_size, image_size, patch_size: int) -> tuple[int, int] | None:
+  """The grid whose patches fixed positions count; None where they count any image's own.
+
+  Args:
+    position_image_size: as of `models.vit.ViT`.
+    image_size: that of the model, which counts where the other is None.
+
+  Raises:
+    ValueError: see `grid`.
+  """
+  if position_image_size == ANY_SIZE:
+    return None
+  return grid(position_image_size or image_size, patch_size)
 
 
 def counted_image_size(model: Mapping, image_size):
-  """The image size whose patches a description's fixed positions go on counting at another one;
-  None where they are learned, or count its own.
+  """The `position_image_size` with which a description's fixed positions go on counting the same
+  patches at another image size; None where they are learned, or count that size's own.
 
   Args:
     image_size: the side in pixels, or (height, width).
@@ -80,13 +97,22 @@ def counted_image_size(model: Mapping, image_size):
   Raises:
     ValueError: see `grid`.
   """
-  counted = model["position_image_size"] or model["image_size"]
-  own, new = (grid(size, model["patch_size"]) for size in (counted, image_size))
-  return None if model["position_embedding"] == "learned" or own == new else counted
+  theirs = model["position_image_size"]
+  counted = counted_grid(theirs, model["image_size"], model["patch_size"])
+  if counted is None:
+    return ANY_SIZE
+  if model["position_embedding"] == "learned" or counted == grid(image_size, model["patch_size"]):
+    return None
+  return theirs or model["image_size"]
 
 
 def learned_positions(model: Mapping, params: Mapping) -> tuple[dict, dict]:
-  """The same description and parameters with the fixed positions as a learned table."""
+  """The same description and parameters with the fixed positions as a learned table, float32
+  `[1, rows * columns, D]`, for patches alone.
+
+  Raises:
+    ValueError: see `grid` and `sincos2d`.
+  """
   learned = {
       "position_embedding": "learned", "class_token_position": False, "position_image_size": None,
   }

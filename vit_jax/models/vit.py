@@ -34,7 +34,7 @@ from vit_jax.models.dense import Dense, product, spread
 from vit_jax.models.dropout import dropout
 from vit_jax.models.layers import Block, MapHead
 from vit_jax.models.mimetic import mimetic
-from vit_jax.models.positions import grid, resize_position_embedding, sincos2d
+from vit_jax.models.positions import counted_grid, grid, resize_position_embedding, sincos2d
 from vit_jax.models.reconstruction import pixel_shuffle
 from vit_jax.models.remat import remat
 
@@ -68,7 +68,8 @@ class ViT(nn.Module):
     class_token_position: whether the learned table has rows for class and distillation token (the
       original), or is added to the patches before these are prepended (big_vision).
     position_image_size: of fixed positions, the image size in pixels (a side, or height and width)
-      whose patches they count, stretched over images of another size; None for `image_size`.
+      whose patches they count, stretched over images of another size; None for `image_size`; "any"
+      where they count the patches of any image anew (big_vision).
     position_interpolation: of learned ones, a key of `positions.resize_position_embedding`.
     qkv_bias: whether query, key and value have biases.
     qk_norm: layer norm of each head's queries and keys (arXiv 2302.05442).
@@ -86,8 +87,8 @@ class ViT(nn.Module):
     scan: run the blocks by `lax.scan` (compile time independent of depth) or unrolled.
     remat: what the backward pass computes again instead of keeping it, see `remat.remat`.
     attention: an implementation of `attention.dot_product_attention`.
-    attention_initialization: of the blocks' kernels, "xavier" (uniform, as Google's ViT) or
-      "mimetic" (see `mimetic`).
+    attention_initialization: of the kernels of the blocks' attention, "xavier" (uniform, as
+      Google's ViT) or "mimetic" (see `mimetic`).
     place: None, or a function of tokens `[B, T, D]` to the same, called between the blocks: where
       it says how they lie on a mesh, parameters come to them and not they to the parameters.
   """
@@ -225,7 +226,7 @@ class ViT(nn.Module):
   def _positions(self, rows: int, columns: int):
     """Position embeddings `[1, (rows of the prefix) + rows * columns, D]`."""
     if self.position_embedding != "learned":
-      counted = grid(self.position_image_size or self.image_size, self.patch_size)
+      counted = counted_grid(self.position_image_size, self.image_size, self.patch_size)
       table = sincos2d(self.position_embedding, rows, columns, self.width, counted=counted)
       return jnp.asarray(table)[None]
     trained = grid(self.image_size, self.patch_size)
@@ -267,6 +268,8 @@ class ViT(nn.Module):
       params = block.init(init_key, x[:1], 0.0, jax.random.key(0))["params"]
       if self.attention_initialization == "mimetic":
         params |= {"attention": mimetic(params["attention"], jax.random.fold_in(init_key, 0))}
+      elif self.attention_initialization != "xavier":
+        raise ValueError(f"unknown attention_initialization {self.attention_initialization!r}")
       return params
 
     def init_blocks(init_key):
@@ -401,11 +404,10 @@ def check(model) -> None:
     if not holds:
       raise ValueError(f"the model contradicts itself: {text}")
   grid(model.image_size, model.patch_size)
-  if model.position_image_size is not None:
-    try:
-      grid(model.position_image_size, model.patch_size)
-    except ValueError as error:
-      raise ValueError(f"position_image_size: {error}") from error
+  try:
+    counted_grid(model.position_image_size, model.image_size, model.patch_size)
+  except ValueError as error:
+    raise ValueError(f"position_image_size: {error}") from error
 
 
 def param_shapes(model: Mapping) -> dict[tuple[str, ...], tuple[int, ...]]:
