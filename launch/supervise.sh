@@ -17,7 +17,8 @@ Told to stop (SIGTERM, Ctrl-C), it passes that on, waits until vit-jax has saved
 its exit code (75), without a restart.
 
 Example:
-  bash launch/supervise.sh -- train --config=folder:scratch --config.input.path=photos --workdir=runs/photos
+  bash launch/supervise.sh -- train --config=folder:scratch --config.input.path=photos \
+      --workdir=runs/photos
 END
 }
 

@@ -1,6 +1,7 @@
 """Runs that go on elsewhere, from another's state, for longer or around a spike: no example is lost
 or repeated, and losses agree."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from vit_jax import fork, train_input
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import ConfigError
 from vit_jax.loading import load
+from vit_jax.plan_verb import _resolve
 from vit_jax.train import train
 
 from test_many_processes import alone
@@ -110,12 +112,31 @@ def test_what_cannot_be_forked(tmp_path, parent, ref, said):
   assert not (tmp_path / "fork" / "run.json").exists()
 
 
+def test_a_fork_is_planned_as_what_it_goes_on_from(parent):
+  """As of a recipe that takes the model from its weights."""
+  values = TINY | {"fork.checkpoint": f"{parent}@2", "init.required": "true"}
+  shape = ("variant", "width", "depth", "num_heads", "mlp_dim")
+  config = config_lib.replace(
+      config_lib.load("quickstart", values), {f"model.{name}": None for name in shape}
+  )
+  resolved, pretrained = _resolve(config, platform="cpu", weights_required=True)
+  assert pretrained is None
+  assert (resolved.model.width, resolved.model.depth, resolved.model.patch_size) == (32, 1, 4)
+
+
 def test_a_fork_is_computed_as_suits_its_own_devices(parent):
   config = config_lib.load("quickstart", TINY | {"fork.checkpoint": f"{parent}@2"})
   theirs = fork.find_parent(config, None)
   assert theirs.config.model.scan is False and theirs.config.model.remat == "none"
   found = fork.inherit(config, theirs).model
   assert found.scan is None and found.remat is None and found.gelu == "tanh"
+  # What came with a head that was kept goes on with it.
+  theirs = dataclasses.replace(
+      theirs, config=config_lib.replace(theirs.config, {"model.pre_logits": True})
+  )
+  kept = config_lib.replace(config, {"init.head": "keep"})
+  assert fork.inherit(kept, theirs).model.pre_logits is True
+  assert fork.inherit(config, theirs).model.pre_logits is False
 
 
 def test_data_is_left_out_only_at_a_fork(tmp_path):

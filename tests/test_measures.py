@@ -176,7 +176,7 @@ def test_features_of_a_checkpoint_without_a_head(digits, tmp_path, capsys):
   assert code == 0, err
   data = ("--config=quickstart",)
   code, _, err = evaluate(f"--model={tmp_path / 'out'}", *data, capsys=capsys)
-  assert code == 2 and "has no classifier" in err
+  assert code == 2 and "has no classifier: fine-tune it first" in err
   code, theirs, err = evaluate(
       f"--model={tmp_path / 'out'}", *data, "--measures=knn", capsys=capsys
   )

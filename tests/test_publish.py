@@ -239,7 +239,10 @@ def test_measured_is_what_was_measured_at_that_step(run):
   other.unlink()
   assert [m.split for m in measurements(directory, 4)] == ["train", "validation"]
   assert len(measurements(directory, 2)) == 1
-  for elsewhere in ({"data": "/other/photos"}, {"model": "x@2"}, {"metrics": {}}):
+  for elsewhere in (
+      {"data": "/other/photos"}, {"model": "x@2"}, {"metrics": {}}, {"classes": "map.txt"},
+      {"image_size": 32}, {"position_image_size": 32},
+  ):
     file.write_text(json.dumps(result | elsewhere))
     assert len(measurements(directory, 4)) == 1
   file.unlink()

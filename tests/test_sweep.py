@@ -12,6 +12,7 @@ import pytest
 from vit_jax import sweep as sweep_lib
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.source import ArraySource, DataSet
+from vit_jax.errors import ConfigError
 from vit_jax.loading import step_of_run
 from vit_jax.observe.status import read_status
 
@@ -42,6 +43,8 @@ def sweep(arg=None):
       "metric": [{"checkpoint.best_metric": "loss"}, good],
       "late": [{"evaluate.split": "validation"}, {"evaluate.split": "test[50%:]"}],
       "other": [{"evaluate.split": "validation"}, {"evaluate.split": "validation[50%:]"}],
+      "held_out": [{"input.held_out": 0.1}, {"input.held_out": 0.2}],
+      "less": [{"input.split": "train[:50%]"}, good],
   }[arg]
 '''
 
@@ -304,7 +307,21 @@ def test_a_part_of_train_that_is_not_trained_on_chooses(recipe, tmp_path, capsys
   assert "chosen by train[40:]; the winner is tested on test" in capsys.readouterr().out
 
 
-def test_runs_are_judged_on_the_same_split(recipe, tmp_path, capsys):
-  code, _, err = sweep(recipe, tmp_path / "x", arg=":other", capsys=capsys)
-  assert code == 2 and "judged on validation and validation[50%:], which cannot be compared" in err
+@pytest.mark.parametrize("arg, said", [
+    (":other", "judged on 'validation' and 01_split=validation-50- on 'validation[50%:]'"),
+    (":held_out", "00_held_out=0.1 would be judged on 'validation' and 01_held_out=0.2"),
+])
+def test_runs_are_judged_on_the_same_images(recipe, tmp_path, capsys, arg, said):
+  code, _, err = sweep(recipe, tmp_path / "x", arg=arg, capsys=capsys)
+  assert code == 2 and said in err and "not the same images" in err
   assert not (tmp_path / "x").exists()
+
+
+def test_runs_may_be_trained_on_different_images(recipe, tmp_path):
+  assert sweep_lib._held_out(members_of(recipe, tmp_path, arg=":less")) == ("validation", "test")
+
+
+def test_a_part_of_another_split_than_train_is_trained_on(recipe, tmp_path):
+  splits = {"input__split": "validation[:50%]", "evaluate__split": "validation[10:]"}
+  with pytest.raises(ConfigError, match="of which 2 images are trained on"):
+    sweep_lib._held_out(members_of(recipe, tmp_path, arg=":one", **splits))

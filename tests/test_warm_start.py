@@ -14,7 +14,7 @@ from vit_jax.errors import ConfigError
 from vit_jax.loading import Checkpoint
 from vit_jax.models.positions import resize_position_embedding
 from vit_jax.step import TrainState
-from vit_jax.warm_start import check_head_to_keep, needs_weights, warm_start
+from vit_jax.warm_start import kept_head, needs_weights, warm_start
 
 SIZE, LARGER = MODEL["image_size"], 2 * MODEL["image_size"]
 
@@ -68,14 +68,13 @@ def test_with_its_head_a_checkpoint_is_taken_whole():
 
 
 def test_a_head_is_kept_for_the_same_classes():
-  def check(checkpoint, classes, **values):
-    config = config_lib.complete({"init.head": "keep"} | values, origin="a test")
-    check_head_to_keep(checkpoint, DataSet("photos", classes, {}, ""), config)
+  def kept(checkpoint, classes, by_order=False):
+    return kept_head(checkpoint, DataSet("photos", classes, {}, ""), by_order=by_order)
 
   checkpoint, _ = checkpoint_and_state(MODEL)
-  check(checkpoint, LABELS)  # it has no names
+  assert kept(checkpoint, LABELS) == "head of 5 classes kept"  # it has no names
   named = dataclasses.replace(checkpoint, labels=LABELS)
-  check(named, LABELS)
+  assert kept(named, LABELS) == "head of 5 classes kept"
   other_names = ("ant", "Apis", "cat", "dog", "elk")
   for classes, said in (
       (other_names, "the first that differs: 'bee', 'Apis': leave config.init.head at 'new'; if the"
@@ -83,11 +82,13 @@ def test_a_head_is_kept_for_the_same_classes():
       (LABELS[::-1], "'ant', 'elk'"), (LABELS[:1], "knows 5 classes, photos has 1"),
   ):
     with pytest.raises(ConfigError, match=said):
-      check(named, classes)
-  check(named, other_names, **{"evaluate.classes": "by_order"})
+      kept(named, classes)
+  assert "by their order, though 'bee' there is 'Apis' here" in kept(named, other_names, True)
+  with pytest.raises(ConfigError, match="another order, 'ant' where the data has 'elk'"):
+    kept(named, LABELS[::-1], True)
   headless, _ = checkpoint_and_state(MODEL | {"num_classes": 0})
-  with pytest.raises(ConfigError, match="has no classifier: leave config.init.head"):
-    check(headless, LABELS, **{"evaluate.classes": "by_order"})
+  with pytest.raises(ConfigError, match="has no head: leave config.init.head"):
+    kept(headless, LABELS, True)
 
 
 @pytest.mark.parametrize("values, key", [
@@ -95,6 +96,7 @@ def test_a_head_is_kept_for_the_same_classes():
     ({"init.required": True}, "config.init.required"),
     ({"init.head": "keep"}, "config.init.head is 'keep'"),
     ({"init.head": "keep", "init.checkpoint": "x"}, None),
+    ({"init.required": True, "fork.checkpoint": "x@1"}, None),
 ])
 def test_what_needs_weights(values, key):
   assert needs_weights(config_lib.complete(values, origin="a test")) == key

@@ -30,8 +30,6 @@ from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.resolve import preprocessing, resolve
 from vit_jax.resume import check_same_data
 
-# Keys of config.model with which another model is judged than the checkpoint's own.
-_SIZES = ("image_size", "position_image_size")
 # What a run's config says of its own data, and which means nothing of others.
 _OF_THE_DATA = (
     "input.path", "input.split", "input.sampling", "input.held_out", "evaluate.split",
@@ -79,8 +77,7 @@ def evaluate(
   if measures.need_a_head(wanted):
     check_classes(
         checkpoint, dataset, by_order=config.evaluate.classes == "by_order",
-        otherwise="name the data that it was trained on, or fine-tune it on yours, with "
-        "--config.init.checkpoint",
+        otherwise="name the data that the checkpoint was trained on, or fine-tune it on yours",
     )
   source = evaluation_source(config, dataset, evaluation_split(config, dataset))
   told = {
@@ -88,12 +85,12 @@ def evaluate(
   }
   if classes is not None:
     told["classes"] = classes
-  told |= {key: config.model[key] for key in _SIZES if f"model.{key}" in overrides}
+  told |= {key: config.model[key] for key in measures.SIZES if f"model.{key}" in overrides}
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
   mesh = mesh_lib.create_mesh(**config.mesh)
-  # The checkpoint says what the model is; the config how and on what it is run.
+  # The checkpoint says what the model is, up to sizes; the config how and on what it is run.
   checkpoint = at_image_size(checkpoint, config.model.image_size)
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
   if "model.position_image_size" in overrides:
@@ -103,7 +100,7 @@ def evaluate(
   out_sharding = mesh_lib.replicated(mesh)
   place = functools.partial(mesh_lib.everywhere, shardings=out_sharding)
   batches = functools.partial(evaluation_batches, config, mesh=mesh, bad=bad)
-  metrics = {}
+  metrics, train = {}, dataset.splits.get("train")
   with micro_batch.advice_when_out_of_memory(micro_batch.smaller_evaluation(config, mesh)):
     if measures.need_a_head(wanted):
       params = place(checkpoint.params)
@@ -116,7 +113,7 @@ def evaluate(
       )
     metrics |= measures.of_features(
         wanted, checkpoint=checkpoint, how=how, answers=functools.partial(answers_of, config),
-        place=place, batches=batches, train=each_once(dataset.splits.get("train")), test=source,
+        place=place, batches=batches, train=train and each_once(train), test=source,
         classes=len(dataset.classes), seed=config.seed, out_sharding=out_sharding,
     )
   return told | {"metrics": metrics}
@@ -230,7 +227,7 @@ def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
     return None
   step, split, data = told["model"].rpartition("@")[2], told["split"], told["data"]
   # Two parts of a split may differ in signs alone, and two folders bear one name.
-  judged = {key: told[key] for key in ("split", "data", "classes", *_SIZES) if key in told}
+  judged = {key: told[key] for key in ("split", "data", *measures.OTHERWISE) if key in told}
   digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()[:8]
   name = f"{step}_{split}_{os.path.basename(data.rstrip('/'))[:80]}_{digest}"
   return run.evaluations / re.sub(r"[^\w.+-]", "-", name, flags=re.ASCII) / "evaluation.json"

@@ -96,7 +96,7 @@ FIELDS = {
     ),
     "model.position_image_size": Field(
         None, IDENTITY, "side of the images whose patches fixed positions count, stretched over "
-        "others [that of init.checkpoint's, or image_size]", int, minimum=1,
+        "others [as init.checkpoint's do, or image_size]", int, minimum=1,
     ),
     "model.position_interpolation": Field(
         None, IDENTITY, "of learned positions at another image size [bicubic]", str,
@@ -323,7 +323,7 @@ FIELDS = {
         "new", IDENTITY, "new, from zero; keep: init.checkpoint's, where the classes are the same",
         choices=("new", "keep"),
     ),
-    "init.required": Field(False, IDENTITY, "init.checkpoint has to be given, as to fine-tune"),
+    "init.required": Field(False, RUNTIME, "init.checkpoint has to be given, as to fine-tune"),
     "fork.checkpoint": Field(
         None, IDENTITY, "RUN@STEP of another run, whose whole state this one goes on from", str,
         is_path=True,

@@ -17,7 +17,7 @@ from vit_jax.loading import split_ref, step_of_run
 # Identity keys that may differ from the parent's: where a run comes from, how parameters begin
 # that are not begun, and a name for shapes that are compared one by one.
 _MAY_DIFFER = (
-    "fork.checkpoint", "fork.skip", "init.checkpoint", "init.head", "init.required",
+    "fork.checkpoint", "fork.skip", "init.checkpoint", "init.head",
     "model.attention_initialization", "model.variant",
 )
 # Open keys that are taken from the parent, beside those of the model that neither a variant decides
@@ -97,6 +97,8 @@ def inherit(config, parent: Parent | None):
       f"model.{name}" for name, value in config.model.items()
       if value is None and name not in decided
   ]
+  if config.init.head == "keep" and not config.model.pre_logits:  # it came with the head
+    open_keys.append("model.pre_logits")
   theirs = {}
   for key in open_keys:
     section, name = key.split(".")

@@ -210,11 +210,14 @@ def check_classes(checkpoint: Checkpoint, dataset, *, by_order: bool, otherwise:
     otherwise: what the error advises.
 
   Raises:
-    ConfigError: there is no head, or it is for other classes, or for these in another order.
+    ConfigError: there is no head, or it has another number of classes, or, unless `by_order`, other
+      names for them or another order.
   """
   had, ours = checkpoint.model_config["num_classes"], tuple(dataset.classes)
   if not had:
-    raise ConfigError(f"{checkpoint.ref} has no classifier: {otherwise}")
+    raise ConfigError(
+        f"{checkpoint.ref} has no classifier: fine-tune it first, with --config.init.checkpoint"
+    )
   theirs = checkpoint.labels or ours
   odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
   if had == len(ours) and (by_order or odd is None):

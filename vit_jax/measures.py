@@ -21,6 +21,10 @@ _OF_PREDICTIONS = ("macro_f1", "calibration", "confusion")
 _OF_FEATURES = ("knn", "few_shot", "linear_probe")
 NAMES = (CLASSIFICATION, *_OF_PREDICTIONS, *_OF_FEATURES)
 _WITH_FILES = ("calibration", "confusion")
+# Keys of config.model with which another model is judged than the checkpoint's own.
+SIZES = ("image_size", "position_image_size")
+# What an evaluation's JSON says besides where its figures are not of the checkpoint as it is.
+OTHERWISE = ("classes", *SIZES)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -111,7 +115,7 @@ def of_features(
   """Measures of the pooled features, learned on the images of train as evaluation sees them.
 
   Args:
-    how: dtype, scan and attention of the model.
+    how: attributes of the model in place of the checkpoint's.
     answers: function of a model to a function of (params, device batch) to what it answers.
     place: puts parameters onto the devices.
     batches: function of a source to a function of no arguments to device batches.

@@ -5,6 +5,7 @@ import sys
 import jax
 
 from vit_jax import config as config_lib
+from vit_jax import fork
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
 from vit_jax.errors import ConfigError
@@ -16,7 +17,7 @@ from vit_jax.loading import load
 from vit_jax.parallel.topology import parse
 from vit_jax.plan import describe, make_plan, parameter_table
 from vit_jax.resolve import resolve
-from vit_jax.warm_start import check_head_to_keep, needs_weights
+from vit_jax.warm_start import kept_head, needs_weights
 
 
 def plan(
@@ -69,7 +70,7 @@ def _here(config, changed: dict) -> tuple[str, dict]:
   train, held = dataset.splits["train"], dataset.splits[split]
   resolved, pretrained = _resolve(config, platform=jax.default_backend(), weights_required=True)
   if pretrained and config.init.head == "keep":
-    check_head_to_keep(pretrained, dataset, config)
+    kept_head(pretrained, dataset, by_order=config.evaluate.classes == "by_order")
   weights = config.objective.class_weights
   weights = weights and class_weights(weights, train)
   made = make_plan(
@@ -99,7 +100,10 @@ def _here(config, changed: dict) -> tuple[str, dict]:
 
 
 def _resolve(config, *, platform: str, weights_required: bool):
-  """Fills the open keys, from the weights to start from where they are named; and these."""
+  """Fills the open keys, from the weights or the run to start from where these are named; and the
+  weights, None where there are none."""
+  if config.fork.checkpoint:
+    config = fork.inherit(config, fork.find_parent(config, None))
   pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
   key = needs_weights(config)
   if key and (weights_required or not config.model.variant):

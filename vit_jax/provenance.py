@@ -4,6 +4,7 @@ import json
 import os
 
 import vit_jax
+from vit_jax import measures
 from vit_jax.checkpoint import manifest
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.interop.model_card import Measurement
@@ -45,7 +46,7 @@ def _evaluations(run: RunDirectory, step: int) -> list[dict]:
       content = json.loads((directory / "evaluation.json").read_text())
       own_data = content["data"] == (inputs["path"] or inputs["dataset"])
       own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
-      as_it_is = not {"classes", "image_size"} & set(content)
+      as_it_is = not set(measures.OTHERWISE) & set(content)
       if own_data and own_step and as_it_is and content["metrics"] and content["split"]:
         found.append(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

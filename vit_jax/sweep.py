@@ -106,15 +106,14 @@ def sweep(chosen: list[Member], everything: list[Member], *, workdir: str) -> No
     workdir: of the sweep, made if missing.
 
   Raises:
-    ConfigError: a member's directory holds a run of another config, or test would choose.
+    ConfigError: a member's directory holds a run of another config; or see `_held_out`.
     what `train` raises, except NonFiniteError.
   """
   for member in everything:
     # A directory of another sweep's, or of other values, is not taken for this one's.
     if RunDirectory(member.workdir).exists():
       continue_or_begin(RunDirectory(member.workdir), member.config, amend=False)
-  held_out, splits = _held_out(everything)
-  tested = _test_split(held_out, splits)
+  held_out, tested = _held_out(everything)
   then = f"the winner is tested on {tested}" if tested else "no split is left to test the winner on"
   print(f"{workdir}: chosen by {held_out}; {then}")
   directory = place(workdir)
@@ -160,21 +159,24 @@ def _alone(directory: pathlib.Path | BucketPath):
     yield
 
 
-def _held_out(everything: list[Member]) -> tuple[str, dict]:
-  """The split that chooses, and all that there are.
+def _held_out(everything: list[Member]) -> tuple[str, str | None]:
+  """The split that chooses, and the one that the winner is tested on, None for none.
 
   Raises:
     ConfigError: it would be the test split, or a part of it, or images that a run is trained on, or
-      not the same for all.
+      not the same images for all.
   """
-  held_out = {}  # by what decides it
+  opened, judged_on = set(), {}
   for member in everything:
     config = member.config
-    key = json.dumps([config_lib.to_json(config)["input"], config.evaluate.split])
-    if key in held_out:
+    data = (config.input.dataset, config.input.path, config.input.held_out)
+    key = (*data, config.input.split, config.evaluate.split)
+    if key in opened:
       continue
+    opened.add(key)
     dataset = open_configured(config)
-    held_out[key] = split = evaluation_split(config, dataset)
+    split = evaluation_split(config, dataset)
+    judged_on[*data, split] = member.workdir.name
     wrong = None
     if split.replace(" ", "").partition("[")[0] == "test":
       wrong = "of test"
@@ -187,12 +189,15 @@ def _held_out(everything: list[Member]) -> tuple[str, dict]:
           "with --config.input.split='train[:90%]' --config.evaluate.split='train[90%:]', and let "
           "sweep() name no part of test"
       )
-  if len(different := sorted(set(held_out.values()))) > 1:
+  if len(judged_on) > 1:
+    (*_, one), (*_, other) = list(judged_on)[:2]
+    first, second = list(judged_on.values())[:2]
     raise ConfigError(
-        f"the runs of the sweep would be judged on {' and '.join(different)}, which cannot be "
-        "compared: give all the same --config.evaluate.split"
+        f"the runs of a sweep are compared, but {first} would be judged on {one!r} and {second} on "
+        f"{other!r}, which are not the same images: give all the same config.evaluate.split, "
+        "input.dataset, input.path and input.held_out"
     )
-  return split, dataset.splits
+  return split, _test_split(split, dataset.splits)
 
 
 def _trained_on(config, held_out: str, splits) -> int:
@@ -202,9 +207,10 @@ def _trained_on(config, held_out: str, splits) -> int:
     splits: of the data as the run's config opens it.
   """
   if config.input.split != "train":  # then there is no more train as a whole among the splits
-    whole = {"input.split": "train", "input.held_out": 0, "evaluate.split": None}
+    whole = {"input.split": "train", "input.held_out": 0.0, "evaluate.split": None}
     splits = open_configured(config_lib.replace(config, whole)).splits
-  return shared(config.input.split, held_out, splits) if "train" in splits else 0
+  name = config.input.split.partition("[")[0].strip()
+  return shared(config.input.split, held_out, splits) if name in splits else 0
 
 
 def _write(file: pathlib.Path | BucketPath, text: str) -> None:
@@ -293,14 +299,14 @@ def _test_split(held_out: str, splits) -> str | None:
 
 
 def _is_labeled(source) -> bool:
-  """Whether any record has a class, without which some test splits are published.
+  """Whether records have classes, without which some test splits are published.
 
-  Where the source does not list its labels, records are read, and not decoded, up to the first that
-  has one: of most splits that is one record.
+  Where the source does not list its labels, up to a hundred records are read, and not decoded: of
+  most splits the first has one.
   """
   labels = getattr(source, "labels", None)
   if labels is None:
-    labels = (source.record(index)["label"] for index in range(len(source)))
+    labels = (source.record(index)["label"] for index in range(min(100, len(source))))
   return any(label >= 0 for label in labels)
 
 

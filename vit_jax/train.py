@@ -45,7 +45,7 @@ from vit_jax.plan import describe, make_plan
 from vit_jax.resolve import resolve
 from vit_jax.sanity import Sanity
 from vit_jax.train_input import train_input, train_transform
-from vit_jax.warm_start import check_head_to_keep, needs_weights
+from vit_jax.warm_start import kept_head, needs_weights
 
 
 def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> None:
@@ -71,7 +71,7 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
     )
     continuation = resume.continue_or_begin(run, requested, amend=amend)
     config, info = continuation.config, continuation.info
-    if (key := needs_weights(config)) and not config.fork.checkpoint:
+    if key := needs_weights(config):
       raise ConfigError(
           f"this recipe starts from weights ({key}): name them with --config.init.checkpoint=REF, "
           "a run, or anybody's checkpoint (`vit-jax evaluate --help` says what a REF is)"
@@ -136,8 +136,8 @@ def train(requested, *, workdir, amend: bool = False, strict: bool = False) -> N
       for line in pretrained.report:
         print(f"init: {line}")
       if config.init.head == "keep":
-        check_head_to_keep(pretrained, dataset, config)
-        print(f"init: head of {len(dataset.classes)} classes kept")
+        by_order = config.evaluate.classes == "by_order"
+        print(f"init: {kept_head(pretrained, dataset, by_order=by_order)}")
     config = resolve(
         config, checkpoint=None if info else pretrained, platform=jax.default_backend()
     )

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import CheckpointError
+from vit_jax.errors import CheckpointError, ConfigError
 from vit_jax.loading import Checkpoint, at_image_size, check_classes
 from vit_jax.parallel.mesh import everywhere
 from vit_jax.parallel.sharding import path_name
@@ -23,8 +23,7 @@ def warm_start(state, checkpoint: Checkpoint, *, model, keep_head: bool = False)
     state: a `step.TrainState`, on devices; shardings are kept.
     model: `config.model`, resolved; learned positions are resampled to its image_size by its
       position_interpolation.
-    keep_head: whether the checkpoint's head is taken, too; `loading.check_classes` says whether it
-      is one for the data.
+    keep_head: whether the checkpoint's head is taken, too; `kept_head` says whether it fits.
 
   Returns:
     The state, and a sentence on what was taken.
@@ -89,16 +88,34 @@ def _sizes(checkpoint: Checkpoint, model) -> str:
 def needs_weights(config) -> str | None:
   """What in a config asks for weights to start from where it names none; None where nothing does.
   """
-  if config.init.checkpoint:
+  if config.init.checkpoint or config.fork.checkpoint:
     return None
   if config.init.required:
     return "config.init.required"
   return "config.init.head is 'keep'" if config.init.head == "keep" else None
 
 
-def check_head_to_keep(checkpoint: Checkpoint, dataset, config) -> None:
-  """Holds that a checkpoint's head can be kept for the data; raises as `loading.check_classes`."""
-  check_classes(
-      checkpoint, dataset, by_order=config.evaluate.classes == "by_order",
-      otherwise="leave config.init.head at 'new'",
-  )
+def kept_head(checkpoint: Checkpoint, dataset, *, by_order: bool) -> str:
+  """Holds that a checkpoint's head can be kept for the data; what is to be said of it.
+
+  Args:
+    by_order: whether as many classes will do, under other names, but not these in another order.
+
+  Raises:
+    ConfigError: there is no head, or it is for other classes.
+  """
+  otherwise = "leave config.init.head at 'new'"
+  if not checkpoint.model_config["num_classes"]:
+    raise ConfigError(f"config.init.head is 'keep', but {checkpoint.ref} has no head: {otherwise}")
+  check_classes(checkpoint, dataset, by_order=by_order, otherwise=otherwise)
+  ours = tuple(dataset.classes)
+  theirs, said = checkpoint.labels or ours, f"head of {len(ours)} classes kept"
+  odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
+  if odd is None:
+    return said
+  if sorted(theirs) == sorted(ours):
+    raise ConfigError(
+        f"config.init.head is 'keep', but {checkpoint.ref} has the classes in another order, "
+        f"{odd[0]!r} where the data has {odd[1]!r}: {otherwise}"
+    )
+  return f"{said} by their order, though {odd[0]!r} there is {odd[1]!r} here"

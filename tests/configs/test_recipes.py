@@ -14,6 +14,7 @@ from vit_jax import cli
 from vit_jax import config as config_lib
 from vit_jax.configs import common
 from vit_jax.errors import ConfigError
+from vit_jax.evaluate import evaluate
 from vit_jax.parallel import mesh as mesh_lib
 from vit_jax.train import train
 
@@ -322,6 +323,13 @@ def test_a_run_is_fine_tuned_with_its_head_and_forked(tmp_path, capsys):
   assert "from 16 px to 32 px, fixed positions stretched from 16 px" in said
   config = json.loads((tmp_path / "b" / "config.json").read_text())
   assert config["model"]["position_image_size"] == 16
+
+  plain = evaluate(str(tmp_path / "b"), config_spec=None, overrides={})
+  anew = evaluate(
+      str(tmp_path / "b"), config_spec=None, overrides={"model.position_image_size": "32"}
+  )
+  assert anew["position_image_size"] == 32 and "position_image_size" not in plain
+  assert anew["metrics"]["loss"] != pytest.approx(plain["metrics"]["loss"], rel=1e-6)
 
   forked = run(spec, tmp_path / "c", fork__checkpoint=f"{tmp_path / 'b'}@2", total="3 steps")
   assert forked[-1]["step"] == 3

@@ -195,6 +195,9 @@ def test_levels_of_tensorflows_dialect(name):
   for magnitude in (10.0, 20.0):
     solarized = tensorflow_operation("Solarize", image, magnitude=magnitude)
     np.testing.assert_array_equal(solarized, np.asarray(inverted))
+  for magnitude in (0.0, 1.0, 2.4):
+    posterized = tensorflow_operation("Posterize", image, magnitude=magnitude)
+    np.testing.assert_array_equal(posterized, np.asarray(ImageOps.posterize(picture, 1)))
   turned = picture.rotate(-45, nearest, fillcolor=gray)
   np.testing.assert_array_equal(tensorflow_operation("Rotate", image, sign=1.0), turned)
   few = image.shape[0] * image.shape[1] // 256

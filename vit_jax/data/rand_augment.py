@@ -90,6 +90,10 @@ class RandAugment:
       return self._enhance(name, share, rng)
     if name == "Posterize":
       bits = int(share * 4)
+      if self.dialect == "tensorflow":
+        # It shifts a byte to and fro, by at most 7 (TensorFlow's cwise_ops.h, right_shift_op): even
+        # at magnitude 0, AugReg's light1, the upper bit stays.
+        bits = max(1, bits)
       return lambda x: color_ops.posterize(x, 4 - bits if self.increasing else bits)
     if name == "Solarize":
       threshold = int(share * 256)
