@@ -150,3 +150,18 @@ def test_slow_saves_are_said(checkpoints, clock, capsys, monkeypatch):
   save(saves, 2)
   assert "Training waited 5.0 s at step 2" in capsys.readouterr().err
   assert saves.settled() and jax.process_count() == 1
+
+
+def test_what_orbax_still_tells_at_the_end_does_not_hide_the_failure(tmp_path, monkeypatch, capsys):
+  """A save may fail at once and in Orbax's threads, too, which raises it again when it is closed."""
+
+  def close():
+    raise ValueError("PERMISSION_DENIED: Error writing gs://bucket/1")
+
+  with pytest.raises(WriteFailed, match="the run ends"):
+    with Checkpoints(tmp_path / "checkpoints", keep_latest=9) as found:
+      assert save(Saves(found, retries=0), 1)
+      found.wait()
+      monkeypatch.setattr(found._orbax, "close", close)
+      raise WriteFailed("the run ends")
+  assert "checkpoints: " in capsys.readouterr().err

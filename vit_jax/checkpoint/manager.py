@@ -256,7 +256,10 @@ class Checkpoints:
     finally:
       self._sweep()
       if self._orbax is not None:
-        self._orbax.close()
+        try:
+          self._orbax.close()
+        except (OSError, ValueError) as error:  # again that of a save which has failed, and was told
+          warn(f"{self.directory}: {reason(error)}.")
         self._orbax = None
 
   def recover(self, *, strict: bool = False, beyond: int = -1) -> recovery.Recovery:
