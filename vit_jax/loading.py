@@ -202,12 +202,18 @@ def at_image_size(
   )
 
 
-def check_classes(checkpoint: Checkpoint, dataset, *, by_order: bool, otherwise: str) -> None:
+def check_classes(
+    checkpoint: Checkpoint, dataset, *, by_order: bool, otherwise: str
+) -> tuple[str, str] | None:
   """Holds that a checkpoint's head is one for a data set's classes.
 
   Args:
     by_order: whether as many classes will do, under other names.
     otherwise: what the error advises.
+
+  Returns:
+    The first class of which the checkpoint's name is not the data's, both names; None where all are
+    the same, or the checkpoint has none.
 
   Raises:
     ConfigError: there is no head, or it has another number of classes, or, unless `by_order`, other
@@ -221,7 +227,7 @@ def check_classes(checkpoint: Checkpoint, dataset, *, by_order: bool, otherwise:
   theirs = checkpoint.labels or ours
   odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
   if had == len(ours) and (by_order or odd is None):
-    return
+    return odd
   detail = f"; the first that differs: {odd[0]!r}, {odd[1]!r}" if odd else ""
   raise ConfigError(
       f"{checkpoint.ref} knows {had} classes, {dataset.name} has {len(ours)}, and they are not the "

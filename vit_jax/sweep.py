@@ -176,7 +176,7 @@ def _held_out(everything: list[Member]) -> tuple[str, str | None]:
     opened.add(key)
     dataset = open_configured(config)
     split = evaluation_split(config, dataset)
-    judged_on[*data, split] = member.workdir.name
+    judged_on[*data, split] = member.workdir.name, split
     wrong = None
     if split.replace(" ", "").partition("[")[0] == "test":
       wrong = "of test"
@@ -190,8 +190,7 @@ def _held_out(everything: list[Member]) -> tuple[str, str | None]:
           "sweep() name no part of test"
       )
   if len(judged_on) > 1:
-    (*_, one), (*_, other) = list(judged_on)[:2]
-    first, second = list(judged_on.values())[:2]
+    (first, one), (second, other), *_ = judged_on.values()
     raise ConfigError(
         f"the runs of a sweep are compared, but {first} would be judged on {one!r} and {second} on "
         f"{other!r}, which are not the same images: give all the same config.evaluate.split, "

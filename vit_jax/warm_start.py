@@ -107,13 +107,11 @@ def kept_head(checkpoint: Checkpoint, dataset, *, by_order: bool) -> str:
   otherwise = "leave config.init.head at 'new'"
   if not checkpoint.model_config["num_classes"]:
     raise ConfigError(f"config.init.head is 'keep', but {checkpoint.ref} has no head: {otherwise}")
-  check_classes(checkpoint, dataset, by_order=by_order, otherwise=otherwise)
-  ours = tuple(dataset.classes)
-  theirs, said = checkpoint.labels or ours, f"head of {len(ours)} classes kept"
-  odd = next((pair for pair in zip(theirs, ours) if pair[0] != pair[1]), None)
+  odd = check_classes(checkpoint, dataset, by_order=by_order, otherwise=otherwise)
+  said = f"head of {len(dataset.classes)} classes kept"
   if odd is None:
     return said
-  if sorted(theirs) == sorted(ours):
+  if sorted(checkpoint.labels) == sorted(dataset.classes):
     raise ConfigError(
         f"config.init.head is 'keep', but {checkpoint.ref} has the classes in another order, "
         f"{odd[0]!r} where the data has {odd[1]!r}: {otherwise}"

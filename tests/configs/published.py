@@ -32,9 +32,7 @@ SIZES = {
 def checkpoint(variant):
   """A published checkpoint to fine-tune, as far as a config sees it."""
   model = DEFAULTS | variant_shape(variant) | {"image_size": 224, "num_classes": 21_843}
-  return types.SimpleNamespace(
-      ref="theirs", model_config=model, preprocessing=None
-  )
+  return types.SimpleNamespace(ref="theirs", model_config=model, preprocessing=None)
 
 
 def resolved(spec, overrides=None, *, start=None, platform="gpu"):

@@ -111,7 +111,7 @@ ROWS = [
     *(
         # Averages are kept where the paper keeps them: of ImageNet at 512 and 518 px.
         (f"finetune:{name}{argument}", "H/14" if side == 518 else variant, data, TRANSFER,
-         momentum(rate, 0.9999 if (name, side) in (("imagenet", 512), ("imagenet", 518)) else None),
+         momentum(rate, 0.9999 if name == "imagenet" and side > 384 else None),
          cosine(warmup, steps), transfer_crop(side))
         for name, variant, data, rate, warmup, steps in [
             ("imagenet", "L/16", IMAGENET_1K, 0.03, 500, 20_000),
