@@ -48,6 +48,8 @@ Time: not published.
 The rates here are those of AugReg's B/32.  At 512 (L/16) and 518 px (H/14) the paper reports
 ImageNet alone, with an average of the parameters by .9999; so does this.  Warm-up, the crop's
 smallest area .05 and images squashed for evaluation are the released code's.
+Different: positions of a run are resampled bicubically, as Hugging Face does (the released code:
+linearly; --config.model.position_interpolation=bilinear, which its .npz files keep by themselves).
 Assumed, nobody published it: no dropout (AugReg's fine-tuning says so, ViT's does not).
 """
 

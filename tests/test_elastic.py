@@ -14,7 +14,7 @@ from vit_jax import fork, train_input
 from vit_jax.checkpoint.manager import Checkpoints
 from vit_jax.errors import ConfigError
 from vit_jax.loading import load
-from vit_jax.plan_verb import _resolve
+from vit_jax.plan_verb import _resolve, plan
 from vit_jax.train import train
 
 from test_many_processes import alone
@@ -100,6 +100,9 @@ def test_a_state_that_does_not_fit_is_refused_by_key(tmp_path, parent, values, s
     begin(tmp_path / "fork", {"fork.checkpoint": f"{parent}@2"} | values)
   assert said in str(refused.value)
   assert not (tmp_path / "fork" / "run.json").exists()
+  with pytest.raises(ConfigError) as planned:
+    plan("quickstart", TINY | {"fork.checkpoint": f"{parent}@2"} | values)
+  assert str(planned.value) == str(refused.value)
 
 
 @pytest.mark.parametrize("ref, said", [
@@ -113,13 +116,17 @@ def test_what_cannot_be_forked(tmp_path, parent, ref, said):
 
 
 def test_a_fork_is_planned_as_what_it_goes_on_from(parent):
-  """As of a recipe that takes the model from its weights."""
-  values = TINY | {"fork.checkpoint": f"{parent}@2", "init.required": "true"}
+  """As of a recipe that takes the model from its weights, which are of no more use."""
+  values = TINY | {
+      "fork.checkpoint": f"{parent}@2", "init.required": "true", "init.checkpoint": "nowhere",
+  }
   shape = ("variant", "width", "depth", "num_heads", "mlp_dim")
   config = config_lib.replace(
       config_lib.load("quickstart", values), {f"model.{name}": None for name in shape}
   )
-  resolved, pretrained = _resolve(config, platform="cpu", weights_required=True)
+  resolved, pretrained = _resolve(
+      config, fork.find_parent(config, None), platform="cpu", weights_required=True
+  )
   assert pretrained is None
   assert (resolved.model.width, resolved.model.depth, resolved.model.patch_size) == (32, 1, 4)
 

@@ -1,6 +1,7 @@
 """`vit-jax evaluate --measures`: every measure of a real run, and of somebody else's checkpoint."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -9,10 +10,18 @@ import pytest
 from sklearn.metrics import f1_score
 
 from test_folder_run import TINY, run, write_folder
+from vit_jax import config as config_lib
+from vit_jax import evaluate as evaluate_lib
 from vit_jax import measures
 from vit_jax.cli import main
 from vit_jax.data.digits import open_digits
-from vit_jax.loading import load
+from vit_jax.errors import DataError
+from vit_jax.evaluators.features import Features
+from vit_jax.evaluators.knn import knn
+from vit_jax.interop import huggingface
+from vit_jax.loading import at_image_size, load
+from vit_jax.models.vit import DEFAULTS, DESCRIPTION
+from vit_jax.resolve import preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,91 @@ def test_no_evaluation_replaces_that_of_another_split(digits, tmp_path, capsys):
   assert set(digits.glob("evaluations/*")) == {*before, other}
 
 
+def test_a_recipe_of_the_data_says_nothing_of_the_images(digits, tmp_path, capsys):
+  """Nor of the model, unless the command line does, which the JSON then says."""
+  (tmp_path / "other.py").write_text(
+      "from vit_jax.configs import quickstart\n\n\ndef get_config(arg=None):\n"
+      "  config = quickstart.get_config()\n"
+      "  config.model.update(image_size=24, variant='B/16', width=None, pooling='gap')\n"
+      "  config.input.update(resize='center', mean=(0.1, 0.2, 0.3))\n  return config\n"
+  )
+  _, own, _ = evaluate(f"--model={digits}", capsys=capsys)
+  directories = set(digits.glob("evaluations/*"))
+  recipe = f"--config={tmp_path / 'other.py'}"
+  code, found, err = evaluate(f"--model={digits}", recipe, capsys=capsys)
+  assert code == 0 and found == own, err
+  assert "model.image_size 24 is not used: the checkpoint's is 16" in err
+  for key in ("model.pooling", "input.resize", "input.mean"):
+    assert f"the recipe's {key} " in err
+  assert set(digits.glob("evaluations/*")) == directories
+  code, found, err = evaluate(
+      f"--model={digits}", recipe, "--config.model.image_size=24",
+      "--config.input.mean=0.1,0.2,0.3", capsys=capsys,
+  )
+  assert code == 0, err
+  assert found["image_size"] == 24 and found["mean"] == [0.1, 0.2, 0.3] and "resize" not in found
+  assert "image_size 24" not in err and "the recipe's input.resize" in err
+  assert found["metrics"]["loss"] != own["metrics"]["loss"]
+  assert len(directories) == len(set(digits.glob("evaluations/*"))) - 1
+
+
+def test_positions_are_resampled_as_asked(digits, tmp_path, capsys):
+  losses = {}
+  for way in (None, "bilinear"):
+    more = [] if way is None else [f"--config.model.position_interpolation={way}"]
+    code, found, err = evaluate(
+        f"--model={digits}", "--config.model.image_size=24", *more,
+        f"--output={tmp_path / 'out.json'}", capsys=capsys,
+    )
+    assert code == 0, err
+    assert found.get("position_interpolation") == way
+    losses[way] = found["metrics"]["loss"]
+  assert losses[None] != losses["bilinear"]
+
+
+def test_another_size_keeps_the_share_of_the_crop(digits):
+  """As `load` does it, of a run whose config says the short side."""
+  checkpoint = load(str(digits))
+  crop = {"resize": "center", "short_side": 20}
+  checkpoint = dataclasses.replace(
+      checkpoint, preprocessing=checkpoint.preprocessing | crop,
+      config=config_lib.replace(checkpoint.config, {f"input.{k}": v for k, v in crop.items()}),
+  )
+  overrides = {"model.image_size": "8"}
+  resolved = evaluate_lib._resolved(checkpoint, None, overrides)
+  smaller = at_image_size(checkpoint, 8).preprocessing
+  assert preprocessing(resolved) == smaller and smaller["short_side"] == 10
+  resolved = evaluate_lib._resolved(checkpoint, None, overrides | {"input.short_side": "9"})
+  assert preprocessing(resolved)["short_side"] == 9
+
+
+def test_features_pooled_otherwise_than_a_head_was_trained(digits, tmp_path, capsys):
+  output = f"--output={tmp_path / 'out.json'}"
+  code, _, err = evaluate(f"--model={digits}", "--config.model.pooling=gap", output, capsys=capsys)
+  assert code == 2 and "the head of" in err and "was trained on 'cls'" in err
+  code, _, err = evaluate(
+      f"--model={digits}", "--config.model.pooling=map", "--measures=knn", output, capsys=capsys
+  )
+  assert code == 2 and "has no map_head" in err
+  code, found, err = evaluate(
+      f"--model={digits}", "--config.model.pooling=gap", "--measures=knn", output, capsys=capsys
+  )
+  assert code == 0 and found["pooling"] == "gap", err
+  checkpoint = load(str(digits), num_classes=0)
+  splits = open_digits().splits
+
+  def features(split):
+    pixels = checkpoint.preprocess(list(splits[split].images))
+    _, seen = checkpoint.model.apply({"params": checkpoint.params}, pixels, outputs=("tokens",))
+    return Features(
+        np.asarray(seen["tokens"][:, 1:].mean(axis=1)), splits[split].labels,
+        np.ones(len(pixels), bool),
+    )
+
+  expected = knn(features("train"), features("validation"))
+  assert found["metrics"] == pytest.approx(expected, abs=0.01)
+
+
 def test_what_training_draws_more_often_is_measured_once(digits, monkeypatch, capsys):
   given = []
 
@@ -185,6 +279,45 @@ def test_features_of_a_checkpoint_without_a_head(digits, tmp_path, capsys):
   assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=0.01)
 
 
+def test_features_of_masked_pre_training(digits, tmp_path, capsys):
+  """Which answers with pixels: its class token is judged."""
+  checkpoint = load(str(digits), num_classes=0)
+  model = {key: checkpoint.model_config.get(key, value) for key, value in DEFAULTS.items()}
+  model |= {key: checkpoint.model_config[key] for key in DESCRIPTION if key not in DEFAULTS}
+  model |= {"pooling": "none", "pixel_decoder": True, "mask_token": True}
+  params = checkpoint.params | {
+      "mask_token": np.ones((1, 1, 64), np.float32),
+      "pixel_decoder": {"kernel": np.ones((64, 48), np.float32), "bias": np.ones(48, np.float32)},
+  }
+  (tmp_path / "masked").mkdir()
+  report = huggingface.write(
+      tmp_path / "masked", model=model, params=params, labels=None,
+      preprocessing=checkpoint.preprocessing,
+  )
+  assert report["architecture"] == "ViTForMaskedImageModeling"
+  arguments = (f"--model={tmp_path / 'masked'}", "--config=quickstart")
+  code, _, err = evaluate(*arguments, capsys=capsys)
+  assert code == 2 and "has no classifier" in err
+  code, found, err = evaluate(*arguments, "--measures=knn", capsys=capsys)
+  assert code == 0 and found["pooling"] == "cls", err
+  _, ours, _ = evaluate(f"--model={digits}", "--measures=knn", capsys=capsys)
+  assert found["metrics"] == pytest.approx(ours["metrics"], abs=0.01)
+
+
+@pytest.mark.parametrize("measure", ["classification", "calibration", "knn"])
+def test_a_split_without_labels_is_refused(digits, monkeypatch, measure, capsys):
+  dataset = open_digits()
+  held = dataset.splits["validation"]
+  test = dataclasses.replace(held, split="test", labels=np.full_like(held.labels, -1))
+  dataset = dataclasses.replace(dataset, splits=dataset.splits | {"test": test})
+  monkeypatch.setattr(evaluate_lib, "open_configured", lambda _: dataset)
+  code, _, err = evaluate(
+      f"--model={digits}", "--config.evaluate.split=test", f"--measures={measure}", capsys=capsys
+  )
+  assert code == DataError.exit_code and "digits, split test, have no labels" in err
+  assert "--config.evaluate.split" in err
+
+
 def test_some_classes_of_the_head(digits, tmp_path, capsys):
   """Judged by ten classes in reverse order, under the names of the data: right is what its own
   order takes for nine minus the digit."""
@@ -209,6 +342,8 @@ def test_some_classes_of_the_head(digits, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, message", [
     (["--measures=knn,speed"], "there is no measure 'speed'"),
     (["--measures=confusion", "--output=nowhere/x.json"], "there is no such directory"),
+    (["--config.model.pre_logits=true"], "has False, and is judged as it is"),
+    (["--config.model.width=32"], "config.model.width is 32"),
 ])
 def test_what_is_refused(digits, capsys, arguments, message):
   code, _, err = evaluate(f"--model={digits}", *arguments, capsys=capsys)

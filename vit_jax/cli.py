@@ -171,7 +171,9 @@ which alone is evaluated on the test split.""")
   vit-jax evaluate --model=HF_DIR --config=folder --config.input.path=photos \\
       --measures=knn,linear_probe,few_shot
 Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion (tables beside the
-JSON file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.""")
+JSON file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.
+Model and preprocessing are the checkpoint's, --config says the data: --config.model.image_size=384,
+--config.input.resize=center and the like judge it otherwise, and the JSON says so.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
   add("--output", metavar="FILE", help="also write the JSON here [of a run in RUN/evaluations, "

@@ -15,6 +15,7 @@ from vit_jax import config as config_lib
 from vit_jax import measures
 from vit_jax import micro_batch
 from vit_jax.batch_ops.normalize import normalize
+from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.bad_records import BadRecords
 from vit_jax.data.imagenet_variants import with_real_labels
@@ -22,12 +23,13 @@ from vit_jax.data.open import open_configured
 from vit_jax.data.pipeline import eval_batches
 from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.sampling import each_once
-from vit_jax.errors import ConfigError
+from vit_jax.data.source import has_labels
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evaluators.classification import Classification
 from vit_jax.loading import at_image_size, check_classes, load, narrowed, split_ref
-from vit_jax.models.vit import ViT
+from vit_jax.models.vit import DEFAULTS, ViT
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.resolve import preprocessing, resolve
+from vit_jax.resolve import OPEN, preprocessing, resolve
 from vit_jax.resume import check_same_data
 
 # What a run's config says of its own data, and which means nothing of others.
@@ -46,26 +48,28 @@ def evaluate(
 
   Args:
     ref: a checkpoint (see `loading`).
-    config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.  A run's
-      loss is its own in either case, unless overridden.
+    config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.  The
+      model, its images and, of a run, its loss are the checkpoint's in either case, unless
+      overridden.
     overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
     output: as of `output_file`; measures that are tables are written beside that file.
 
   Returns:
-    {"model", "split", "data", "metrics"}, and "classes", "image_size" and "position_image_size"
-    where they are not the checkpoint's own.
+    {"model", "split", "data", "metrics"}, and those of `measures.OTHERWISE` that are not the
+    checkpoint's own.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ;
-      the run's own data has changed; the output has no directory to lie in.
+      the run's own data has changed; another model than the checkpoint's is asked for; the output
+      has no directory to lie in.
+    DataError: the split has no labels.
   """
   _check_output(output)
   checkpoint = load(ref) if classes is None else narrowed(load(ref), classes)
   _note(f"{ref}: {line}" for line in checkpoint.report)
-  config = _config_of(checkpoint, config_spec, overrides)
-  config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
+  config = _resolved(checkpoint, config_spec, overrides)
   dataset = open_configured(config)
   _note(f"data: {note}" for note in dataset.notes)
   run, _ = split_ref(ref)
@@ -85,13 +89,14 @@ def evaluate(
   }
   if classes is not None:
     told["classes"] = classes
-  told |= {key: config.model[key] for key in measures.SIZES if f"model.{key}" in overrides}
+  told |= _otherwise(config, checkpoint, overrides, wanted)
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
   mesh = mesh_lib.create_mesh(**config.mesh)
-  # The checkpoint says what the model is, up to sizes; the config how and on what it is run.
-  checkpoint = at_image_size(checkpoint, config.model.image_size)
+  checkpoint = at_image_size(
+      checkpoint, config.model.image_size, interpolation=config.model.position_interpolation
+  )
   how = {key: config.model[key] for key in ("dtype", "scan", "attention")}
   if "model.position_image_size" in overrides:
     how["position_image_size"] = config.model.position_image_size
@@ -112,17 +117,31 @@ def evaluate(
           loss_name=config.objective.loss, directory=directory,
       )
     metrics |= measures.of_features(
-        wanted, checkpoint=checkpoint, how=how, answers=functools.partial(answers_of, config),
-        place=place, batches=batches, train=train and each_once(train), test=source,
-        classes=len(dataset.classes), seed=config.seed, out_sharding=out_sharding,
+        wanted, checkpoint=checkpoint, how=how | _pooled(config),
+        answers=functools.partial(answers_of, config), place=place, batches=batches,
+        train=train and each_once(train), test=source, classes=len(dataset.classes),
+        seed=config.seed, out_sharding=out_sharding,
     )
   return told | {"metrics": metrics}
 
 
 def _note(lines) -> None:
   """Prints lines to stderr, once where there are several processes."""
-  if jax.process_index() == 0:
-    print(*lines, sep="\n", file=sys.stderr)
+  for line in lines:
+    if jax.process_index() == 0:
+      print(line, file=sys.stderr)
+
+
+def _resolved(checkpoint, config_spec: str | None, overrides: dict[str, str]):
+  """The config of the data, in which the checkpoint says what the model and its images are, unless
+  the command line does."""
+  named = _config_of(checkpoint, config_spec, overrides)
+  left_open = {key: config_lib.FIELDS[key].default for key in OPEN if key not in overrides}
+  config = config_lib.replace(named, left_open)
+  config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
+  if config_spec is not None:
+    _note(_unused(named, config))
+  return config
 
 
 def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
@@ -146,6 +165,59 @@ def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
   return config_lib.override(config, overrides)
 
 
+def _unused(named, config):
+  """Yields a line for each key in which a recipe's images are not as the checkpoint's."""
+  for key in OPEN:
+    section, name = key.split(".")
+    theirs, own = named[section][name], config[section][name]
+    if name in measures.OTHERWISE and theirs not in (None, own):
+      yield (
+          f"data: the recipe's {key} {theirs!r} is not used: the checkpoint's is {own!r} "
+          f"(--config.{key}=... judges it with another)"
+      )
+
+
+def _otherwise(config, checkpoint, overrides, wanted) -> dict:
+  """Those of `measures.OTHERWISE` with which a checkpoint is judged and that are not its own.
+
+  Raises:
+    ConfigError: they would make it another model.
+  """
+  theirs = DEFAULTS | checkpoint.model_config
+  sections = {"model": measures.OF_THE_MODEL, "input": measures.OF_THE_IMAGES}
+  for key in OPEN:
+    section, name = key.split(".")
+    asked = config[section][name]
+    is_model = name not in sections[section] and key in overrides
+    if is_model and theirs.get(name, asked) != asked:
+      raise ConfigError(
+          f"config.{key} is {asked!r}, but {checkpoint.ref} has {theirs[name]!r}, and is judged as "
+          "it is: leave it out"
+      )
+  pooling, own = config.model.pooling, theirs["pooling"]
+  if pooling != own and measures.need_a_head(wanted):
+    raise ConfigError(
+        f"config.model.pooling is {pooling!r}, but the head of {checkpoint.ref} was trained on "
+        f"{own!r}: only --measures=knn,few_shot,linear_probe can pool otherwise"
+    )
+  if pooling == "map" and "map_head" not in checkpoint.params:
+    raise ConfigError(f"config.model.pooling is 'map', and {checkpoint.ref} has no map_head")
+  told = {
+      name: config[section][name] for section, names in sections.items() for name in names
+      if f"{section}.{name}" in overrides
+  }
+  return told if pooling == own else told | {"pooling": pooling}
+
+
+def _pooled(config) -> dict:
+  """Attributes of a model whose answer is a feature, also where it was trained to give tokens or
+  pixels."""
+  return {
+      "pooling": config.model.pooling, "norm_after_pooling": config.model.norm_after_pooling,
+      "pixel_decoder": False,
+  }
+
+
 def evaluation_split(config, dataset) -> str:
   """Returns the split that is evaluated: the configured one, else validation, else test."""
   split = config.evaluate.split or next(
@@ -163,11 +235,18 @@ def evaluation_source(config, dataset, split: str):
   are asked for.
 
   Raises:
-    DataError: the file of labels is not usable.
+    DataError: the file of labels is not usable, or the split has none.
   """
   source = each_once(dataset.splits[split])
   real = config.evaluate.real_labels
-  return with_real_labels(source, real) if real else source
+  if real:
+    return with_real_labels(source, real)
+  if not decided_by_first(lambda: has_labels(source), f"whether {split} has labels"):
+    raise DataError(
+        f"the images of {dataset.name}, split {split}, have no labels, as those of some test "
+        "splits: name another with --config.evaluate.split"
+    )
+  return source
 
 
 def make_evaluator(config, source, *, model, mesh, bad) -> Classification:

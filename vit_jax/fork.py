@@ -106,8 +106,11 @@ def inherit(config, parent: Parent | None):
   return config_lib.replace(config, theirs)
 
 
-def check(config, parent: Parent, fingerprint: str) -> None:
+def check(config, parent: Parent, fingerprint: str | None = None) -> None:
   """Holds that a resolved config can go on from the parent's state.
+
+  Args:
+    fingerprint: of the data; None where it is not at hand.
 
   Raises:
     ConfigError: another model, seed, data or batch size, or an optimizer with another state; the
@@ -128,7 +131,7 @@ def check(config, parent: Parent, fingerprint: str) -> None:
         f"a fork takes the whole state of {parent.ref}, which does not fit: {said}. Set them as "
         "they are there, or take the weights alone with --config.init.checkpoint"
     )
-  if parent.info["fingerprint"] != fingerprint:
+  if fingerprint not in (None, parent.info["fingerprint"]):
     raise ConfigError(
         f"{parent.ref} was trained on other data: the fingerprint of config.input is "
         f"{fingerprint[:12]}, there {parent.info['fingerprint'][:12]}. A fork goes on in the same "

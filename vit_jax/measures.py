@@ -21,10 +21,11 @@ _OF_PREDICTIONS = ("macro_f1", "calibration", "confusion")
 _OF_FEATURES = ("knn", "few_shot", "linear_probe")
 NAMES = (CLASSIFICATION, *_OF_PREDICTIONS, *_OF_FEATURES)
 _WITH_FILES = ("calibration", "confusion")
-# Keys of config.model with which another model is judged than the checkpoint's own.
-SIZES = ("image_size", "position_image_size")
+# Keys with which a checkpoint is judged otherwise than as it is, where the command line says so.
+OF_THE_MODEL = ("image_size", "position_image_size", "position_interpolation", "pooling")
+OF_THE_IMAGES = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
 # What an evaluation's JSON says besides where its figures are not of the checkpoint as it is.
-OTHERWISE = ("classes", *SIZES)
+OTHERWISE = ("classes", *OF_THE_MODEL, *OF_THE_IMAGES)
 
 
 def parse(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from vit_jax import fork
 from vit_jax.data.class_weights import class_weights
 from vit_jax.data.open import open_configured
 from vit_jax.errors import ConfigError
-from vit_jax.evaluate import evaluation_split
+from vit_jax.evaluate import evaluation_source, evaluation_split
 from vit_jax.forecast import forecast
 from vit_jax.forecast_table import format_forecast
 from vit_jax.known_data import data_size
@@ -17,6 +17,7 @@ from vit_jax.loading import load
 from vit_jax.parallel.topology import parse
 from vit_jax.plan import describe, make_plan, parameter_table
 from vit_jax.resolve import resolve
+from vit_jax.resume import check_not_beyond
 from vit_jax.warm_start import kept_head, needs_weights
 
 
@@ -51,11 +52,18 @@ def plan(
     if count is not None and count < 1:
       raise ConfigError(f"--{name}={count}: it must be at least 1")
   target = parse(topology)
-  resolved, _ = _resolve(config, platform=target.chip.platform, weights_required=False)
+  parent = fork.find_parent(config, None)
+  resolved, _ = _resolve(
+      config, parent, platform=target.chip.platform, weights_required=False
+  )
+  if parent:
+    fork.check(resolved, parent)
   data = data_size(config, recipe=recipe, examples=examples, classes=classes)
   compiled = "; to compile may take minutes" if target.chip.platform == "tpu" else ""
   print(f"planning for {target}{compiled} ...", file=sys.stderr)
   told = forecast(resolved, target, data, mfu=mfu) | {"changed": changed}
+  if parent:
+    check_not_beyond(parent.step, told["run"]["steps"]["value"])
   return "\n".join(_changes(changed) + [format_forecast(told)]), told
 
 
@@ -67,8 +75,11 @@ def _here(config, changed: dict) -> tuple[str, dict]:
         f"{dataset.name} has only {', '.join(dataset.splits)}, so that nothing can be trained"
     )
   split = evaluation_split(config, dataset)
-  train, held = dataset.splits["train"], dataset.splits[split]
-  resolved, pretrained = _resolve(config, platform=jax.default_backend(), weights_required=True)
+  train, held = dataset.splits["train"], evaluation_source(config, dataset, split)
+  parent = fork.find_parent(config, None)
+  resolved, pretrained = _resolve(
+      config, parent, platform=jax.default_backend(), weights_required=True
+  )
   if pretrained and config.init.head == "keep":
     kept_head(pretrained, dataset, by_order=config.evaluate.classes == "by_order")
   weights = config.objective.class_weights
@@ -76,6 +87,9 @@ def _here(config, changed: dict) -> tuple[str, dict]:
   made = make_plan(
       resolved, examples=len(train), num_classes=len(dataset.classes), class_weights=weights
   )
+  if parent:
+    fork.check(made.config, parent, dataset.fingerprint)
+    check_not_beyond(parent.step, made.total_steps)
   told = {
       "config": config_lib.to_json(made.config),
       "changed": changed,
@@ -99,12 +113,12 @@ def _here(config, changed: dict) -> tuple[str, dict]:
   return "\n".join(lines), told
 
 
-def _resolve(config, *, platform: str, weights_required: bool):
-  """Fills the open keys, from the weights or the run to start from where these are named; and the
+def _resolve(config, parent: fork.Parent | None, *, platform: str, weights_required: bool):
+  """Fills the open keys, from the run or the weights to start from where these are named; and the
   weights, None where there are none."""
-  if config.fork.checkpoint:
-    config = fork.inherit(config, fork.find_parent(config, None))
-  pretrained = load(config.init.checkpoint) if config.init.checkpoint else None
+  config = fork.inherit(config, parent)
+  named = config.init.checkpoint if parent is None else None
+  pretrained = load(named) if named else None
   key = needs_weights(config)
   if key and (weights_required or not config.model.variant):
     raise ConfigError(

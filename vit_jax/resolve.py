@@ -26,6 +26,11 @@ _FREE = (
     "image_size", "position_image_size", "position_interpolation", "pooling",
     "norm_after_pooling", "pre_logits", "distillation_head", "mask_token",
 )
+# Every key that a checkpoint decides where it is left open.
+OPEN = (
+    "model.variant", *(f"model.{name}" for name in _MODEL),
+    *(f"input.{name}" for name in (*_INPUT_DEFAULTS, "short_side")),
+)
 _FIXED_BY_CHECKPOINT = tuple(name for name in _MODEL if name not in _FREE)
 # Heads belong to the task that a checkpoint was trained on, a run has its own.
 _NOT_INHERITED = ("pre_logits", "distillation_head", "mask_token")

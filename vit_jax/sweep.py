@@ -27,6 +27,7 @@ from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.retention import less_is_better
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.data.open import open_configured
+from vit_jax.data.source import has_labels
 from vit_jax.data.split import shared
 from vit_jax.errors import ConfigError, NonFiniteError
 from vit_jax.evaluate import evaluate, evaluation_split
@@ -292,21 +293,9 @@ def _test_split(held_out: str, splits) -> str | None:
       return None
     if split in splits:
       source = splits[split]
-      if decided_by_first(lambda: _is_labeled(source), f"whether {split} has labels"):
+      if decided_by_first(lambda: has_labels(source), f"whether {split} has labels"):
         return split
   return None
-
-
-def _is_labeled(source) -> bool:
-  """Whether records have classes, without which some test splits are published.
-
-  Where the source does not list its labels, up to a hundred records are read, and not decoded: of
-  most splits the first has one.
-  """
-  labels = getattr(source, "labels", None)
-  if labels is None:
-    labels = (source.record(index)["label"] for index in range(min(100, len(source))))
-  return any(label >= 0 for label in labels)
 
 
 def _announce_winner(everything: list[Member], workdir: str) -> None:

@@ -3,8 +3,8 @@
 "LAYERS,MAGNITUDE", as in "2,15": TensorFlow's, of AugReg and big_vision (its
 `pp/autoaugment.py`).  Each layer is one of 16 operations, always applied; shifts are in pixels, new
 corners are gray, positions are rounded.  Saturation, contrast, brightness and sharpness do nothing
-at magnitude 5, and posterize grows weaker with the magnitude.  Two quirks of the published code are
-kept, see `Contrast` and `Solarize` below.  Against TensorFlow 2.21: geometry, contrast, brightness
+at magnitude 5, and posterize grows weaker with the magnitude.  Three quirks of the published code
+are kept, see `Posterize`, `Solarize` and `Contrast` below.  Against TensorFlow 2.21: geometry, contrast, brightness
 and solarize give equal pixels; saturation and sharpness, whose gray and smoothed image it rounds
 differently, are within two levels.
 

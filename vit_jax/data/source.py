@@ -87,6 +87,18 @@ class ArraySource:
     }
 
 
+def has_labels(source: Source) -> bool:
+  """Whether records have classes, without which some test splits are published.
+
+  Where the source does not list its labels, up to a hundred records are read, and not decoded: of
+  most splits the first has one.
+  """
+  labels = getattr(source, "labels", None)
+  if labels is None:
+    labels = (source.record(index)["label"] for index in range(min(100, len(source))))
+  return any(label >= 0 for label in labels)
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSet:
   """Splits that share their classes.

@@ -74,7 +74,7 @@ class FeatureExtractor:
     """
     features = Features(**self._gather.run(params))
     if not features.readable.any():
-      raise DataError("no image of the split can be read, so that nothing can be measured on it")
+      raise DataError("no image of the split can be read and has a label: nothing can be measured")
     # A row's sum is finite where the row is, unless the sum itself overflows, which is as bad.
     if not np.isfinite(features.rows()[0].sum(axis=1)).all():
       raise NonFiniteError("the model's features are infinite or NaN: its parameters are too")
