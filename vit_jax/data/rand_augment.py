@@ -4,9 +4,9 @@
 `pp/autoaugment.py`).  Each layer is one of 16 operations, always applied; shifts are in pixels, new
 corners are gray, positions are rounded.  Saturation, contrast, brightness and sharpness do nothing
 at magnitude 5, and posterize grows weaker with the magnitude.  Three quirks of the published code
-are kept, see `Posterize`, `Solarize` and `Contrast` below.  Against TensorFlow 2.21: geometry, contrast, brightness
-and solarize give equal pixels; saturation and sharpness, whose gray and smoothed image it rounds
-differently, are within two levels.
+are kept, see `Posterize`, `Solarize` and `Contrast` below.  Against TensorFlow 2.21: geometry,
+contrast, brightness and solarize give equal pixels; saturation and sharpness, whose gray and
+smoothed image it rounds differently, are within two levels.
 
 "rand-m9-mstd0.5-inc1": timm's, of DeiT (its `data/auto_augment.py`).  Parts in any order:
   mM      magnitude, 0..10 [10]
