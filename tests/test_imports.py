@@ -22,6 +22,7 @@ FLOORS = (
     ("train", "plan_verb", "checkpoint_verb"),
     ("publish", "run_state"),
     ("evaluate", "convert", "predict", "warm_start", "provenance"),
+    ("evaluated_config",),
     ("measures", "forecast", "forecast_table", "sanity", "fork"),
     ("estimate", "program"),
     ("loading", "plan", "resume"),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -13,14 +14,17 @@ from test_folder_run import TINY, run, write_folder
 from vit_jax import config as config_lib
 from vit_jax import evaluate as evaluate_lib
 from vit_jax import measures
+from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.cli import main
 from vit_jax.data.digits import open_digits
 from vit_jax.errors import DataError
+from vit_jax.evaluated_config import evaluated_config, otherwise, pooled
 from vit_jax.evaluators.features import Features
 from vit_jax.evaluators.knn import knn
 from vit_jax.interop import huggingface
 from vit_jax.loading import at_image_size, load
 from vit_jax.models.vit import DEFAULTS, DESCRIPTION
+from vit_jax.provenance import measurements
 from vit_jax.resolve import preprocessing
 
 
@@ -140,7 +144,7 @@ def test_a_recipe_of_the_data_says_nothing_of_the_images(digits, tmp_path, capsy
   recipe = f"--config={tmp_path / 'other.py'}"
   code, found, err = evaluate(f"--model={digits}", recipe, capsys=capsys)
   assert code == 0 and found == own, err
-  assert "model.image_size 24 is not used: the checkpoint's is 16" in err
+  assert "the recipe's model.image_size 24 is not used: the checkpoint's is 16" in err
   for key in ("model.pooling", "input.resize", "input.mean"):
     assert f"the recipe's {key} " in err
   assert set(digits.glob("evaluations/*")) == directories
@@ -152,7 +156,8 @@ def test_a_recipe_of_the_data_says_nothing_of_the_images(digits, tmp_path, capsy
   assert found["image_size"] == 24 and found["mean"] == [0.1, 0.2, 0.3] and "resize" not in found
   assert "image_size 24" not in err and "the recipe's input.resize" in err
   assert found["metrics"]["loss"] != own["metrics"]["loss"]
-  assert len(directories) == len(set(digits.glob("evaluations/*"))) - 1
+  (other,) = set(digits.glob("evaluations/*")) - directories
+  shutil.rmtree(other)  # it bears the same split and data
 
 
 def test_positions_are_resampled_as_asked(digits, tmp_path, capsys):
@@ -178,11 +183,99 @@ def test_another_size_keeps_the_share_of_the_crop(digits):
       config=config_lib.replace(checkpoint.config, {f"input.{k}": v for k, v in crop.items()}),
   )
   overrides = {"model.image_size": "8"}
-  resolved = evaluate_lib._resolved(checkpoint, None, overrides)
+  resolved, _ = evaluated_config(checkpoint, None, overrides)
   smaller = at_image_size(checkpoint, 8).preprocessing
   assert preprocessing(resolved) == smaller and smaller["short_side"] == 10
-  resolved = evaluate_lib._resolved(checkpoint, None, overrides | {"input.short_side": "9"})
+  resolved, _ = evaluated_config(checkpoint, None, overrides | {"input.short_side": "9"})
   assert preprocessing(resolved)["short_side"] == 9
+
+
+def test_images_are_of_the_size_that_is_preprocessed_to(digits):
+  """Of DINOv2, 224 px, where its positions are of 518."""
+  checkpoint = load(str(digits))
+  checkpoint = dataclasses.replace(
+      checkpoint, config=None,
+      preprocessing=checkpoint.preprocessing
+      | {"image_size": 8, "resize": "center", "short_side": 10},
+  )
+  resolved, told = evaluated_config(checkpoint, "quickstart", {})
+  assert preprocessing(resolved) == checkpoint.preprocessing == checkpoint.preprocessing | {
+      "image_size": 8
+  }
+  assert told == ["data: the recipe's model.image_size 16 is not used: the checkpoint's is 8"]
+  assert otherwise(resolved, checkpoint, {}, ("classification",)) == {}
+  overrides = {"model.image_size": "16"}
+  resolved, told = evaluated_config(checkpoint, "quickstart", overrides)
+  assert preprocessing(resolved)["short_side"] == 20 and told == []
+  assert otherwise(resolved, checkpoint, overrides, ("knn",)) == {"image_size": 16}
+
+
+def test_a_recipe_counts_where_nobody_knows_the_preprocessing(digits, tmp_path):
+  (tmp_path / "photos.py").write_text(
+      "from vit_jax.configs import quickstart\n\n\ndef get_config(arg=None):\n"
+      "  config = quickstart.get_config()\n"
+      "  config.input.update(resize='center', mean=(0.1, 0.2, 0.3))\n  return config\n"
+  )
+  checkpoint = dataclasses.replace(load(str(digits)), config=None)
+  for known, mean in ((True, (0.5, 0.5, 0.5)), (False, (0.1, 0.2, 0.3))):
+    checkpoint = dataclasses.replace(checkpoint, preprocessing_known=known)
+    resolved, told = evaluated_config(checkpoint, str(tmp_path / "photos.py"), {})
+    assert tuple(resolved.input.mean) == mean
+    assert resolved.input.resize == ("squash" if known else "center")
+    assert len(told) == (2 if known else 0)
+
+
+def test_only_what_differs_is_told(digits):
+  checkpoint = load(str(digits))
+  overrides = {
+      "model.image_size": "16", "input.mean": "0.5,0.5,0.5", "model.dtype": "float32",
+      "objective.loss": "softmax", "evaluate.batch_size": "8", "model.pooling": "cls",
+  }
+  resolved, _ = evaluated_config(checkpoint, None, overrides)
+  assert otherwise(resolved, checkpoint, overrides, ("classification",)) == {}
+  overrides = {"model.dtype": "bfloat16", "objective.loss": "sigmoid"}
+  resolved, _ = evaluated_config(checkpoint, None, overrides)
+  assert otherwise(resolved, checkpoint, overrides, ("classification",)) == {
+      "dtype": "bfloat16", "loss": "sigmoid",
+  }
+
+
+def test_a_head_that_was_kept_does_not_hinder_other_pooling(digits):
+  """A distillation head goes with the class token alone, pre_logits with what it was trained on."""
+  checkpoint = load(str(digits))
+  model = {"distillation_token": True, "distillation_head": True}
+  config = config_lib.replace(
+      checkpoint.config, {"init.head": "keep", "model.distillation_token": True}
+  )
+  checkpoint = dataclasses.replace(
+      checkpoint, model_config=checkpoint.model_config | model, config=config
+  )
+  resolved, _ = evaluated_config(checkpoint, None, {"model.pooling": "gap"})
+  assert resolved.model.pooling == "gap"
+  checkpoint = dataclasses.replace(
+      load(str(digits)), model_config=load(str(digits)).model_config | {"pre_logits": True}
+  )
+  for pooling, kept in (("gap", False), ("cls", True)):
+    resolved, _ = evaluated_config(checkpoint, None, {"model.pooling": pooling})
+    assert pooled(resolved, checkpoint)["pre_logits"] is kept
+
+
+def test_the_same_data_parted_otherwise_is_not_the_runs_own(digits, capsys):
+  assert evaluate(f"--model={digits}", capsys=capsys)[0] == 0
+  own = written(digits, "validation")
+  before = (own / "evaluation.json").read_text()
+  accuracy = json.loads(before)["metrics"]["accuracy"]
+  others = set(digits.glob("evaluations/*"))
+  code, found, err = evaluate(
+      f"--model={digits}", "--config=quickstart", "--config.input.held_out=0.5", capsys=capsys
+  )
+  assert code == 0 and found["metrics"]["examples"] > 800, err
+  assert found["metrics"]["accuracy"] != accuracy
+  assert (own / "evaluation.json").read_text() == before
+  (other,) = set(digits.glob("evaluations/*")) - others
+  (published,) = [m for m in measurements(RunDirectory(digits), 90) if m.split == "validation"]
+  assert published.metrics["accuracy"] == accuracy
+  shutil.rmtree(other)  # it bears the same split and data
 
 
 def test_features_pooled_otherwise_than_a_head_was_trained(digits, tmp_path, capsys):
@@ -305,16 +398,19 @@ def test_features_of_masked_pre_training(digits, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("measure", ["classification", "calibration", "knn"])
-def test_a_split_without_labels_is_refused(digits, monkeypatch, measure, capsys):
+@pytest.mark.parametrize("count, said", [(None, "have no labels"), (0, "is empty")])
+def test_a_split_without_labels_is_refused(digits, monkeypatch, measure, count, said, capsys):
   dataset = open_digits()
   held = dataset.splits["validation"]
-  test = dataclasses.replace(held, split="test", labels=np.full_like(held.labels, -1))
+  test = dataclasses.replace(
+      held, split="test", images=held.images[:count], labels=np.full_like(held.labels, -1)[:count]
+  )
   dataset = dataclasses.replace(dataset, splits=dataset.splits | {"test": test})
   monkeypatch.setattr(evaluate_lib, "open_configured", lambda _: dataset)
   code, _, err = evaluate(
       f"--model={digits}", "--config.evaluate.split=test", f"--measures={measure}", capsys=capsys
   )
-  assert code == DataError.exit_code and "digits, split test, have no labels" in err
+  assert code == DataError.exit_code and f"digits, split test, {said}" in err
   assert "--config.evaluate.split" in err
 
 

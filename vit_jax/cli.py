@@ -172,12 +172,13 @@ which alone is evaluated on the test split.""")
       --measures=knn,linear_probe,few_shot
 Measures: classification (top-1, top-5, loss), macro_f1, calibration, confusion (tables beside the
 JSON file); knn, few_shot and linear_probe judge the pooled features, so that any model will do.
-Model and preprocessing are the checkpoint's, --config says the data: --config.model.image_size=384,
---config.input.resize=center and the like judge it otherwise, and the JSON says so.""")
+A --config says of which data.  Model and preprocessing are the checkpoint's: keys such as
+--config.model.image_size=384 or --config.input.resize=center judge it otherwise, which the JSON
+says.""")
   add("--model", required=True, metavar="REF", help=_REF)
   add("--config", metavar="NAME[:ARG]|FILE.py[:ARG]", help="of the data [the run's own]")
   add("--output", metavar="FILE", help="also write the JSON here [of a run in RUN/evaluations, "
-      "in a directory for each step, split and data]")
+      "in a directory for each step, data and way of judging]")
   add("--measures", default="classification", metavar="NAME,NAME",
       help="see below [classification]")
   add("--classes", metavar="MAP", help="judge by these classes of the head: imagenet-1k (of an "

@@ -11,7 +11,6 @@ import sys
 from etils import epath
 import jax
 
-from vit_jax import config as config_lib
 from vit_jax import measures
 from vit_jax import micro_batch
 from vit_jax.batch_ops.normalize import normalize
@@ -25,18 +24,13 @@ from vit_jax.data.preprocess import Preprocessing
 from vit_jax.data.sampling import each_once
 from vit_jax.data.source import has_labels
 from vit_jax.errors import ConfigError, DataError
+from vit_jax.evaluated_config import evaluated_config, otherwise, pooled
 from vit_jax.evaluators.classification import Classification
 from vit_jax.loading import at_image_size, check_classes, load, narrowed, split_ref
-from vit_jax.models.vit import DEFAULTS, ViT
+from vit_jax.models.vit import ViT
 from vit_jax.parallel import mesh as mesh_lib
-from vit_jax.resolve import OPEN, preprocessing, resolve
+from vit_jax.resolve import preprocessing
 from vit_jax.resume import check_same_data
-
-# What a run's config says of its own data, and which means nothing of others.
-_OF_THE_DATA = (
-    "input.path", "input.split", "input.sampling", "input.held_out", "evaluate.split",
-    "evaluate.real_labels",
-)
 
 
 def evaluate(
@@ -49,27 +43,28 @@ def evaluate(
   Args:
     ref: a checkpoint (see `loading`).
     config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.  The
-      model, its images and, of a run, its loss are the checkpoint's in either case, unless
-      overridden.
+      model, its images (as far as it says how they are preprocessed) and, of a run, its loss are
+      the checkpoint's in either case, unless overridden.
     overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
     output: as of `output_file`; measures that are tables are written beside that file.
 
   Returns:
-    {"model", "split", "data", "metrics"}, and those of `measures.OTHERWISE` that are not the
-    checkpoint's own.
+    {"model", "split", "data", "fingerprint" of the data, "metrics"}, and those of
+    `measures.OTHERWISE` that are not the checkpoint's own.
 
   Raises:
     ConfigError: other people's checkpoints need a config that names the data; classes that differ;
       the run's own data has changed; another model than the checkpoint's is asked for; the output
       has no directory to lie in.
-    DataError: the split has no labels.
+    DataError: the split is empty or has no labels.
   """
   _check_output(output)
   checkpoint = load(ref) if classes is None else narrowed(load(ref), classes)
   _note(f"{ref}: {line}" for line in checkpoint.report)
-  config = _resolved(checkpoint, config_spec, overrides)
+  config, lines = evaluated_config(checkpoint, config_spec, overrides)
+  _note(lines)
   dataset = open_configured(config)
   _note(f"data: {note}" for note in dataset.notes)
   run, _ = split_ref(ref)
@@ -85,11 +80,12 @@ def evaluate(
     )
   source = evaluation_source(config, dataset, evaluation_split(config, dataset))
   told = {
-      "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name
+      "model": checkpoint.ref, "split": source.split, "data": config.input.path or dataset.name,
+      "fingerprint": dataset.fingerprint,
   }
   if classes is not None:
     told["classes"] = classes
-  told |= _otherwise(config, checkpoint, overrides, wanted)
+  told |= otherwise(config, checkpoint, overrides, wanted)
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
@@ -117,7 +113,7 @@ def evaluate(
           loss_name=config.objective.loss, directory=directory,
       )
     metrics |= measures.of_features(
-        wanted, checkpoint=checkpoint, how=how | _pooled(config),
+        wanted, checkpoint=checkpoint, how=how | pooled(config, checkpoint),
         answers=functools.partial(answers_of, config), place=place, batches=batches,
         train=train and each_once(train), test=source, classes=len(dataset.classes),
         seed=config.seed, out_sharding=out_sharding,
@@ -130,92 +126,6 @@ def _note(lines) -> None:
   for line in lines:
     if jax.process_index() == 0:
       print(line, file=sys.stderr)
-
-
-def _resolved(checkpoint, config_spec: str | None, overrides: dict[str, str]):
-  """The config of the data, in which the checkpoint says what the model and its images are, unless
-  the command line does."""
-  named = _config_of(checkpoint, config_spec, overrides)
-  left_open = {key: config_lib.FIELDS[key].default for key in OPEN if key not in overrides}
-  config = config_lib.replace(named, left_open)
-  config = resolve(config, checkpoint=checkpoint, platform=jax.default_backend())
-  if config_spec is not None:
-    _note(_unused(named, config))
-  return config
-
-
-def _config_of(checkpoint, config_spec: str | None, overrides: dict[str, str]):
-  """The config that names the data: a recipe's, or the run's own; where the command line names
-  other data, without what it says of the run's."""
-  config = checkpoint.config
-  if config_spec is not None:
-    named = config_lib.load(config_spec, overrides)
-    if config is None or "objective.loss" in overrides:
-      return named
-    # The head answers as it was trained, whatever the recipe of the data trains.
-    return config_lib.replace(named, {"objective.loss": config.objective.loss})
-  if config is None:
-    raise ConfigError(
-        f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "
-        "--config.input.path=DIR"
-    )
-  if "input.dataset" in overrides:
-    defaults = {key: config_lib.FIELDS[key].default for key in _OF_THE_DATA}
-    config = config_lib.replace(config, defaults)
-  return config_lib.override(config, overrides)
-
-
-def _unused(named, config):
-  """Yields a line for each key in which a recipe's images are not as the checkpoint's."""
-  for key in OPEN:
-    section, name = key.split(".")
-    theirs, own = named[section][name], config[section][name]
-    if name in measures.OTHERWISE and theirs not in (None, own):
-      yield (
-          f"data: the recipe's {key} {theirs!r} is not used: the checkpoint's is {own!r} "
-          f"(--config.{key}=... judges it with another)"
-      )
-
-
-def _otherwise(config, checkpoint, overrides, wanted) -> dict:
-  """Those of `measures.OTHERWISE` with which a checkpoint is judged and that are not its own.
-
-  Raises:
-    ConfigError: they would make it another model.
-  """
-  theirs = DEFAULTS | checkpoint.model_config
-  sections = {"model": measures.OF_THE_MODEL, "input": measures.OF_THE_IMAGES}
-  for key in OPEN:
-    section, name = key.split(".")
-    asked = config[section][name]
-    is_model = name not in sections[section] and key in overrides
-    if is_model and theirs.get(name, asked) != asked:
-      raise ConfigError(
-          f"config.{key} is {asked!r}, but {checkpoint.ref} has {theirs[name]!r}, and is judged as "
-          "it is: leave it out"
-      )
-  pooling, own = config.model.pooling, theirs["pooling"]
-  if pooling != own and measures.need_a_head(wanted):
-    raise ConfigError(
-        f"config.model.pooling is {pooling!r}, but the head of {checkpoint.ref} was trained on "
-        f"{own!r}: only --measures=knn,few_shot,linear_probe can pool otherwise"
-    )
-  if pooling == "map" and "map_head" not in checkpoint.params:
-    raise ConfigError(f"config.model.pooling is 'map', and {checkpoint.ref} has no map_head")
-  told = {
-      name: config[section][name] for section, names in sections.items() for name in names
-      if f"{section}.{name}" in overrides
-  }
-  return told if pooling == own else told | {"pooling": pooling}
-
-
-def _pooled(config) -> dict:
-  """Attributes of a model whose answer is a feature, also where it was trained to give tokens or
-  pixels."""
-  return {
-      "pooling": config.model.pooling, "norm_after_pooling": config.model.norm_after_pooling,
-      "pixel_decoder": False,
-  }
 
 
 def evaluation_split(config, dataset) -> str:
@@ -235,9 +145,14 @@ def evaluation_source(config, dataset, split: str):
   are asked for.
 
   Raises:
-    DataError: the file of labels is not usable, or the split has none.
+    DataError: the split is empty or has no labels, or their file is not usable.
   """
   source = each_once(dataset.splits[split])
+  if not len(source):
+    raise DataError(
+        f"{dataset.name}, split {split}, is empty: hold out more with config.input.held_out, or "
+        "name another with --config.evaluate.split"
+    )
   real = config.evaluate.real_labels
   if real:
     return with_real_labels(source, real)
@@ -307,6 +222,8 @@ def output_file(ref: str, output: str | None, told: dict) -> epath.Path | None:
   step, split, data = told["model"].rpartition("@")[2], told["split"], told["data"]
   # Two parts of a split may differ in signs alone, and two folders bear one name.
   judged = {key: told[key] for key in ("split", "data", *measures.OTHERWISE) if key in told}
+  if told["fingerprint"] != run.read_info()["fingerprint"]:  # the same directory, parted otherwise
+    judged["fingerprint"] = told["fingerprint"]
   digest = hashlib.sha256(json.dumps(judged).encode()).hexdigest()[:8]
   name = f"{step}_{split}_{os.path.basename(data.rstrip('/'))[:80]}_{digest}"
   return run.evaluations / re.sub(r"[^\w.+-]", "-", name, flags=re.ASCII) / "evaluation.json"

@@ -36,6 +36,7 @@ class Checkpoint:
     params: nested dict of float32 NumPy arrays (`models/vit.py` lists them).
     preprocessing: the evaluation transform as a plain dict (`data/preprocess.py`).
     labels: class names, or None.
+    preprocessing_known: False where the checkpoint says nothing of it, so that it is assumed.
     config: the run's whole config, or None for other people's checkpoints.
     step: of the run, or None.
     report: what a user should know about how it was read.
@@ -46,6 +47,7 @@ class Checkpoint:
   params: dict
   preprocessing: dict
   labels: tuple[str, ...] | None = None
+  preprocessing_known: bool = True
   config: Any = None
   step: int | None = None
   report: tuple[str, ...] = ()
@@ -375,7 +377,7 @@ def _step(checkpoints, which: str, directory, info) -> int:
 
 def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
   """Reads other people's formats, and exports of ours; where nothing says how images are
-  preprocessed, as `ViTImageProcessor` does by default."""
+  preprocessed, as Google's code and `ViTImageProcessor` do."""
   imported = read.read(path, streamed=streamed)
   report, preprocessing = imported.report, imported.preprocessing
   if preprocessing is None:
@@ -390,6 +392,7 @@ def _load_foreign(path: pathlib.Path, ref: str, streamed: bool) -> Checkpoint:
       model_config=imported.model,
       params=imported.params,
       preprocessing=preprocessing,
+      preprocessing_known=imported.preprocessing is not None,
       labels=imported.labels,
       report=report,
   )

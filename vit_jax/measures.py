@@ -21,11 +21,16 @@ _OF_PREDICTIONS = ("macro_f1", "calibration", "confusion")
 _OF_FEATURES = ("knn", "few_shot", "linear_probe")
 NAMES = (CLASSIFICATION, *_OF_PREDICTIONS, *_OF_FEATURES)
 _WITH_FILES = ("calibration", "confusion")
-# Keys with which a checkpoint is judged otherwise than as it is, where the command line says so.
-OF_THE_MODEL = ("image_size", "position_image_size", "position_interpolation", "pooling")
-OF_THE_IMAGES = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
-# What an evaluation's JSON says besides where its figures are not of the checkpoint as it is.
-OTHERWISE = ("classes", *OF_THE_MODEL, *OF_THE_IMAGES)
+# What an evaluation's JSON says besides where its figures are not of the checkpoint as it is, and
+# the config key that asked for it.
+OTHERWISE = {
+    "classes": None, "image_size": "model.image_size",
+    "position_image_size": "model.position_image_size",
+    "position_interpolation": "model.position_interpolation", "pooling": "model.pooling",
+    "resize": "input.resize", "short_side": "input.short_side",
+    "interpolation": "input.interpolation", "mean": "input.mean", "std": "input.std",
+    "exif_orientation": "input.exif_orientation", "loss": "objective.loss", "dtype": "model.dtype",
+}
 
 
 def parse(text: str) -> tuple[str, ...]:

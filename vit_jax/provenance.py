@@ -40,11 +40,14 @@ def measurements(run: RunDirectory, step: int) -> tuple[Measurement, ...]:
 
 def _evaluations(run: RunDirectory, step: int) -> list[dict]:
   """What lies in RUN/evaluations of this step and of the data that the run was trained on."""
-  inputs, found = run.read_info()["resolved"]["input"], []
+  info, found = run.read_info(), []
+  inputs = info["resolved"]["input"]
   for directory in run.evaluations.iterdir() if run.evaluations.is_dir() else ():
     try:
       content = json.loads((directory / "evaluation.json").read_text())
       own_data = content["data"] == (inputs["path"] or inputs["dataset"])
+      # The same directory may have been parted otherwise.
+      own_data &= content.get("fingerprint", info["fingerprint"]) == info["fingerprint"]
       own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
       as_it_is = not set(measures.OTHERWISE) & set(content)
       if own_data and own_step and as_it_is and content["metrics"] and content["split"]:

@@ -251,8 +251,14 @@ def test_prefixes_and_scanned_blocks(prefix, scanned, change, tmp_path):
   imported = npz_files.read(save(tmp_path / "x.npz", arrays, prefix))
   assert imported.model == {**model, "position_interpolation": "bilinear"}
   assert_same(imported.params, params)
-  assert imported.labels is None and imported.preprocessing["resize"] == "squash"
-  assert any("assumed" in line for line in imported.report)
+  assert imported.labels is None and imported.preprocessing is None
+
+
+def test_preprocessing_is_assumed(tmp_path):
+  """As Google's code does it, for its files do not say."""
+  loaded = load(save(tmp_path / "x.npz", names_of(MODEL, random_params(MODEL))))
+  assert loaded.preprocessing["resize"] == "squash" and not loaded.preprocessing_known
+  assert any("assumed how images are preprocessed" in line for line in loaded.report)
 
 
 @pytest.mark.parametrize(

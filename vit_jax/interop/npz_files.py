@@ -63,25 +63,12 @@ def read(path, *, streamed: bool = False) -> Imported:
     params = read_params(model, tensors(model, scanned=scanned), source_, stored)
   labels = said.get("labels")
   preprocessing = said.get("preprocessing")
-  if "model" not in said:
-    preprocessing = _assumed_preprocessing(model["image_size"])
-    report.append(
-        "assumed the preprocessing of Google's code: the image squeezed to a square, bilinear, "
-        "mean and deviation 0.5"
-    )
   count = sum(leaf.size for _, leaf in leaves(params))
   report.insert(0, f"read {len(stored)} arrays, {count:,} parameters, from {file}")
   return Imported(
       model=model, params=params, preprocessing=preprocessing,
       labels=None if labels is None else tuple(labels), report=tuple(report),
   )
-
-
-def _assumed_preprocessing(image_size: int) -> dict:
-  return {
-      "image_size": image_size, "resize": "squash", "short_side": None,
-      "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3, "exif_orientation": True,
-  }
 
 
 class _Facts:

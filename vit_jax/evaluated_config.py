@@ -1,0 +1,136 @@
+"""The config of an evaluation: a checkpoint as it is, on the data that a run or a recipe names, and
+what the command line changes of either."""
+
+import jax
+
+from vit_jax import config as config_lib
+from vit_jax import measures
+from vit_jax.errors import ConfigError
+from vit_jax.models.vit import DEFAULTS
+from vit_jax.resolve import OPEN, resolve
+
+# What a run's config says of its own data, and which means nothing of others.
+_OF_THE_DATA = (
+    "input.path", "input.split", "input.sampling", "input.held_out", "evaluate.split",
+    "evaluate.real_labels",
+)
+
+
+def evaluated_config(checkpoint, config_spec: str | None, overrides: dict[str, str]):
+  """Returns the resolved config, and lines to tell of it.
+
+  The model and its images are the checkpoint's, unless the command line says otherwise; where
+  nobody knows how its images are preprocessed, a recipe may.
+
+  Args:
+    checkpoint: a `loading.Checkpoint`.
+    config_spec, overrides: as of `evaluate.evaluate`.
+
+  Raises:
+    ConfigError: nobody names the data, or the command line contradicts the checkpoint.
+  """
+  named = _of_the_data(checkpoint, config_spec, overrides)
+  open_keys = [
+      key for key in OPEN if key not in overrides
+      and (checkpoint.preprocessing_known or not key.startswith("input."))
+  ]
+  values = {key: config_lib.FIELDS[key].default for key in open_keys}
+  side = checkpoint.preprocessing["image_size"]
+  if "model.image_size" in values and isinstance(side, int):  # the positions' may be another
+    values["model.image_size"] = side
+  values["init.head"] = config_lib.FIELDS["init.head"].default  # what it keeps is for training
+  config = resolve(
+      config_lib.replace(named, values), checkpoint=checkpoint, platform=jax.default_backend()
+  )
+  told = []
+  for key in open_keys if config_spec is not None else ():
+    theirs, own = _value(named, key), _value(config, key)
+    if key in measures.OTHERWISE.values() and theirs not in (None, own):
+      told.append(f"data: the recipe's {key} {theirs!r} is not used: the checkpoint's is {own!r}")
+  return config, told
+
+
+def otherwise(config, checkpoint, overrides: dict[str, str], wanted) -> dict:
+  """Returns those of `measures.OTHERWISE` that are not the checkpoint's own, by name.
+
+  Args:
+    config: as `evaluated_config` returns it.
+    wanted: some of `measures.NAMES`.
+
+  Raises:
+    ConfigError: they would make it another model.
+  """
+  model = DEFAULTS | checkpoint.model_config
+  own = {f"model.{name}": value for name, value in model.items()}
+  own |= {f"input.{name}": value for name, value in checkpoint.preprocessing.items()}
+  own["model.image_size"] = own.pop("input.image_size")
+  if checkpoint.config is not None:
+    own["objective.loss"] = checkpoint.config.objective.loss
+  told = {}
+  for key in overrides:
+    asked = _value(config, key)
+    same = key in own and _plain(asked) == _plain(own[key])
+    name = next((name for name, known in measures.OTHERWISE.items() if known == key), None)
+    if name and not same:
+      told[name] = asked
+    elif key in OPEN and key in own and not same:
+      raise ConfigError(
+          f"config.{key} is {asked!r}, but {checkpoint.ref} has {own[key]!r}, and is judged as it "
+          "is: leave it out"
+      )
+  pooling = config.model.pooling
+  if pooling == model["pooling"]:
+    return told
+  if measures.need_a_head(wanted):
+    raise ConfigError(
+        f"config.model.pooling is {pooling!r}, but the head of {checkpoint.ref} was trained on "
+        f"{model['pooling']!r}: only --measures=knn,few_shot,linear_probe can pool otherwise"
+    )
+  if pooling == "map" and "map_head" not in checkpoint.params:
+    raise ConfigError(f"config.model.pooling is 'map', and {checkpoint.ref} has no map_head")
+  return told | {"pooling": pooling}
+
+
+def pooled(config, checkpoint) -> dict:
+  """Returns attributes of `models.vit.ViT` with which a checkpoint answers with a feature, also one
+  trained to give tokens or pixels."""
+  model = DEFAULTS | checkpoint.model_config
+  pooling = config.model.pooling
+  return {
+      "pooling": pooling, "norm_after_pooling": config.model.norm_after_pooling,
+      # It was trained on what its own pooling gives.
+      "pre_logits": model["pre_logits"] and pooling == model["pooling"],
+      "pixel_decoder": False,
+  }
+
+
+def _of_the_data(checkpoint, config_spec: str | None, overrides: dict[str, str]):
+  """The config that names the data: a recipe's, or the run's own; where the command line names
+  other data, without what it says of the run's."""
+  config = checkpoint.config
+  if config_spec is not None:
+    named = config_lib.load(config_spec, overrides)
+    if config is None or "objective.loss" in overrides:
+      return named
+    # The head answers as it was trained, whatever the recipe of the data trains.
+    return config_lib.replace(named, {"objective.loss": config.objective.loss})
+  if config is None:
+    raise ConfigError(
+        f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "
+        "--config.input.path=DIR"
+    )
+  if "input.dataset" in overrides:
+    defaults = {key: config_lib.FIELDS[key].default for key in _OF_THE_DATA}
+    config = config_lib.replace(config, defaults)
+  return config_lib.override(config, overrides)
+
+
+def _value(config, key: str):
+  """The value of a dotted key."""
+  for name in key.split("."):
+    config = config[name]
+  return config
+
+
+def _plain(value):
+  return list(value) if isinstance(value, (tuple, list)) else value
