@@ -17,7 +17,7 @@ from vit_jax import measures
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.cli import main
 from vit_jax.data.digits import open_digits
-from vit_jax.errors import DataError
+from vit_jax.errors import ConfigError, DataError
 from vit_jax.evaluated_config import evaluated_config, otherwise, pooled
 from vit_jax.evaluators.features import Features
 from vit_jax.evaluators.knn import knn
@@ -199,9 +199,7 @@ def test_images_are_of_the_size_that_is_preprocessed_to(digits):
       | {"image_size": 8, "resize": "center", "short_side": 10},
   )
   resolved, told = evaluated_config(checkpoint, "quickstart", {})
-  assert preprocessing(resolved) == checkpoint.preprocessing == checkpoint.preprocessing | {
-      "image_size": 8
-  }
+  assert preprocessing(resolved) == checkpoint.preprocessing
   assert told == ["data: the recipe's model.image_size 16 is not used: the checkpoint's is 8"]
   assert otherwise(resolved, checkpoint, {}, ("classification",)) == {}
   overrides = {"model.image_size": "16"}
@@ -214,15 +212,41 @@ def test_a_recipe_counts_where_nobody_knows_the_preprocessing(digits, tmp_path):
   (tmp_path / "photos.py").write_text(
       "from vit_jax.configs import quickstart\n\n\ndef get_config(arg=None):\n"
       "  config = quickstart.get_config()\n"
-      "  config.input.update(resize='center', mean=(0.1, 0.2, 0.3))\n  return config\n"
+      "  config.model.image_size = 32\n"
+      "  config.input.update(resize='center', short_side=40, mean=(0.1, 0.2, 0.3))\n"
+      "  return config\n"
   )
-  checkpoint = dataclasses.replace(load(str(digits)), config=None)
-  for known, mean in ((True, (0.5, 0.5, 0.5)), (False, (0.1, 0.2, 0.3))):
-    checkpoint = dataclasses.replace(checkpoint, preprocessing_known=known)
-    resolved, told = evaluated_config(checkpoint, str(tmp_path / "photos.py"), {})
-    assert tuple(resolved.input.mean) == mean
-    assert resolved.input.resize == ("squash" if known else "center")
-    assert len(told) == (2 if known else 0)
+  recipe, own = str(tmp_path / "photos.py"), load(str(digits))
+  checkpoint = dataclasses.replace(own, config=None)
+  resolved, told = evaluated_config(checkpoint, recipe, {})
+  assert preprocessing(resolved) == own.preprocessing
+  assert len(told) == 4 and all("is not used" in line for line in told)
+  assert otherwise(resolved, checkpoint, {}, ("classification",)) == {}
+  checkpoint = dataclasses.replace(checkpoint, preprocessing_known=False)
+  resolved, told = evaluated_config(checkpoint, recipe, {})
+  # The same share of the file's 16 pixels.
+  changed = {"resize": "center", "short_side": 20, "mean": (0.1, 0.2, 0.3)}
+  assert preprocessing(resolved) == own.preprocessing | changed
+  assert otherwise(resolved, checkpoint, {}, ("classification",)) == changed
+  assert len(told) == 2 and "model.image_size 32 is not used" in told[0]
+  assert "as is configured, images are preprocessed by resize 'center'" in told[1]
+
+
+def test_a_run_is_computed_in_its_dtype_also_on_the_data_of_a_recipe(digits):
+  checkpoint = load(str(digits))
+  checkpoint = dataclasses.replace(
+      checkpoint, config=config_lib.replace(checkpoint.config, {"model.dtype": "bfloat16"})
+  )
+  for overrides, dtype in (({}, "bfloat16"), ({"model.dtype": "float32"}, "float32")):
+    resolved, _ = evaluated_config(checkpoint, "quickstart", overrides)
+    assert resolved.model.dtype == dtype
+
+
+def test_images_that_are_not_square_need_a_size(digits):
+  checkpoint = load(str(digits), image_size=(16, 32))
+  with pytest.raises(ConfigError, match="images of 16 x 32 pixels: set config.model.image_size"):
+    evaluated_config(checkpoint, None, {})
+  assert evaluated_config(checkpoint, None, {"model.image_size": "16"})[0].model.image_size == 16
 
 
 def test_only_what_differs_is_told(digits):
@@ -398,7 +422,7 @@ def test_features_of_masked_pre_training(digits, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("measure", ["classification", "calibration", "knn"])
-@pytest.mark.parametrize("count, said", [(None, "have no labels"), (0, "is empty")])
+@pytest.mark.parametrize("count, said", [(None, "have no labels: name"), (0, "is empty")])
 def test_a_split_without_labels_is_refused(digits, monkeypatch, measure, count, said, capsys):
   dataset = open_digits()
   held = dataset.splits["validation"]
@@ -412,6 +436,17 @@ def test_a_split_without_labels_is_refused(digits, monkeypatch, measure, count, 
   )
   assert code == DataError.exit_code and f"digits, split test, {said}" in err
   assert "--config.evaluate.split" in err
+
+
+def test_features_are_not_learned_without_labels(digits, monkeypatch, capsys):
+  dataset = open_digits()
+  train = dataset.splits["train"]
+  train = dataclasses.replace(train, labels=np.full_like(train.labels, -1))
+  dataset = dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
+  monkeypatch.setattr(evaluate_lib, "open_configured", lambda _: dataset)
+  code, _, err = evaluate(f"--model={digits}", "--measures=knn", capsys=capsys)
+  assert code == DataError.exit_code and "split train, have no labels" in err
+  assert evaluate(f"--model={digits}", capsys=capsys)[0] == 0
 
 
 def test_some_classes_of_the_head(digits, tmp_path, capsys):

@@ -43,8 +43,8 @@ def evaluate(
   Args:
     ref: a checkpoint (see `loading`).
     config_spec: NAME[:ARG] or FILE.py[:ARG] of the data; None for the config of the run.  The
-      model, its images (as far as it says how they are preprocessed) and, of a run, its loss are
-      the checkpoint's in either case, unless overridden.
+      model, its images (as far as it says how they are preprocessed) and, of a run, its loss and
+      dtype are the checkpoint's in either case, unless overridden.
     overrides: config keys to text; input.dataset among them names other data than the run's.
     wanted: some of `measures.NAMES`.
     classes: of the head, those to judge by; see `loading.narrowed`.
@@ -89,6 +89,8 @@ def evaluate(
   file = output_file(ref, output, told)
   directory = file and file.parent
   measures.check(wanted, dataset, source, directory)
+  if measures.need_features(wanted):
+    _check_labeled(dataset, "train")
   mesh = mesh_lib.create_mesh(**config.mesh)
   checkpoint = at_image_size(
       checkpoint, config.model.image_size, interpolation=config.model.position_interpolation
@@ -153,15 +155,20 @@ def evaluation_source(config, dataset, split: str):
         f"{dataset.name}, split {split}, is empty: hold out more with config.input.held_out, or "
         "name another with --config.evaluate.split"
     )
-  real = config.evaluate.real_labels
-  if real:
-    return with_real_labels(source, real)
+  if config.evaluate.real_labels:
+    return with_real_labels(source, config.evaluate.real_labels)
+  _check_labeled(dataset, split)
+  return source
+
+
+def _check_labeled(dataset, split: str) -> None:
+  """Raises DataError for a split without labels, as some test splits are published."""
+  source = each_once(dataset.splits[split])
   if not decided_by_first(lambda: has_labels(source), f"whether {split} has labels"):
     raise DataError(
-        f"the images of {dataset.name}, split {split}, have no labels, as those of some test "
-        "splits: name another with --config.evaluate.split"
+        f"the images of {dataset.name}, split {split}, have no labels: name another with "
+        f"--config.{'input' if split == 'train' else 'evaluate'}.split"
     )
-  return source
 
 
 def make_evaluator(config, source, *, model, mesh, bad) -> Classification:

@@ -20,7 +20,8 @@ def evaluated_config(checkpoint, config_spec: str | None, overrides: dict[str, s
   """Returns the resolved config, and lines to tell of it.
 
   The model and its images are the checkpoint's, unless the command line says otherwise; where
-  nobody knows how its images are preprocessed, a recipe may.
+  nobody knows how its images are preprocessed, a recipe may.  What that takes a crop from is then a
+  share of its own image size.
 
   Args:
     checkpoint: a `loading.Checkpoint`.
@@ -29,16 +30,23 @@ def evaluated_config(checkpoint, config_spec: str | None, overrides: dict[str, s
   Raises:
     ConfigError: nobody names the data, or the command line contradicts the checkpoint.
   """
-  named = _of_the_data(checkpoint, config_spec, overrides)
+  named, known = _of_the_data(checkpoint, config_spec, overrides), checkpoint.preprocessing_known
   open_keys = [
-      key for key in OPEN if key not in overrides
-      and (checkpoint.preprocessing_known or not key.startswith("input."))
+      key for key in OPEN if key not in overrides and (known or not key.startswith("input."))
   ]
   values = {key: config_lib.FIELDS[key].default for key in open_keys}
-  side = checkpoint.preprocessing["image_size"]
-  if "model.image_size" in values and isinstance(side, int):  # the positions' may be another
-    values["model.image_size"] = side
   values["init.head"] = config_lib.FIELDS["init.head"].default  # what it keeps is for training
+  if "model.image_size" in values:
+    side = checkpoint.preprocessing["image_size"]  # that of the positions may be another
+    if not isinstance(side, int):
+      raise ConfigError(
+          f"{checkpoint.ref} is for images of {side[0]} x {side[1]} pixels: set "
+          "config.model.image_size, the side of the squares that evaluation takes"
+      )
+    values["model.image_size"] = side
+    if not known and named.input.short_side and "input.short_side" not in overrides:
+      share = named.input.short_side / (named.model.image_size or 224)
+      values["input.short_side"] = round(side * share)
   config = resolve(
       config_lib.replace(named, values), checkpoint=checkpoint, platform=jax.default_backend()
   )
@@ -47,6 +55,9 @@ def evaluated_config(checkpoint, config_spec: str | None, overrides: dict[str, s
     theirs, own = _value(named, key), _value(config, key)
     if key in measures.OTHERWISE.values() and theirs not in (None, own):
       told.append(f"data: the recipe's {key} {theirs!r} is not used: the checkpoint's is {own!r}")
+  if not known and (changed := _otherwise_preprocessed(config, checkpoint)):
+    said = ", ".join(f"{name} {value!r}" for name, value in changed.items())
+    told.append(f"data: not as assumed, but as is configured, images are preprocessed by {said}")
   return config, told
 
 
@@ -64,9 +75,10 @@ def otherwise(config, checkpoint, overrides: dict[str, str], wanted) -> dict:
   own = {f"model.{name}": value for name, value in model.items()}
   own |= {f"input.{name}": value for name, value in checkpoint.preprocessing.items()}
   own["model.image_size"] = own.pop("input.image_size")
+  own["model.position_image_size"] = model["position_image_size"] or model["image_size"]
   if checkpoint.config is not None:
     own["objective.loss"] = checkpoint.config.objective.loss
-  told = {}
+  told = {} if checkpoint.preprocessing_known else _otherwise_preprocessed(config, checkpoint)
   for key in overrides:
     asked = _value(config, key)
     same = key in own and _plain(asked) == _plain(own[key])
@@ -104,16 +116,26 @@ def pooled(config, checkpoint) -> dict:
   }
 
 
+def _otherwise_preprocessed(config, checkpoint) -> dict:
+  """What of a resolved `config.input` is not the checkpoint's own preprocessing."""
+  own = checkpoint.preprocessing
+  return {
+      name: config.input[name] for name in measures.OTHERWISE
+      if name in own and name != "image_size" and _plain(config.input[name]) != _plain(own[name])
+  }
+
+
 def _of_the_data(checkpoint, config_spec: str | None, overrides: dict[str, str]):
   """The config that names the data: a recipe's, or the run's own; where the command line names
   other data, without what it says of the run's."""
   config = checkpoint.config
   if config_spec is not None:
     named = config_lib.load(config_spec, overrides)
-    if config is None or "objective.loss" in overrides:
+    if config is None:
       return named
-    # The head answers as it was trained, whatever the recipe of the data trains.
-    return config_lib.replace(named, {"objective.loss": config.objective.loss})
+    # It answers as it was trained, whatever the recipe of the data trains.
+    trained = {"objective.loss": config.objective.loss, "model.dtype": config.model.dtype}
+    return config_lib.replace(named, {k: v for k, v in trained.items() if k not in overrides})
   if config is None:
     raise ConfigError(
         f"{checkpoint.ref} is not one of our runs, so the data must be named: add --config=folder "

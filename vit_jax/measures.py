@@ -52,6 +52,11 @@ def need_a_head(names) -> bool:
   return not set(names) <= set(_OF_FEATURES)
 
 
+def need_features(names) -> bool:
+  """Whether features of a train split are learned from."""
+  return bool(set(names) & set(_OF_FEATURES))
+
+
 def check(names, dataset, source, directory: epath.Path | None) -> None:
   """Raises ConfigError for what would only fail after everything was computed."""
   if set(names) & set(_OF_FEATURES) and "train" not in dataset.splits:

@@ -47,7 +47,7 @@ def _evaluations(run: RunDirectory, step: int) -> list[dict]:
       content = json.loads((directory / "evaluation.json").read_text())
       own_data = content["data"] == (inputs["path"] or inputs["dataset"])
       # The same directory may have been parted otherwise.
-      own_data &= content.get("fingerprint", info["fingerprint"]) == info["fingerprint"]
+      own_data &= content["fingerprint"] == info["fingerprint"]
       own_step = content["model"].endswith((f"@{step}", f"@{step}+ema"))
       as_it_is = not set(measures.OTHERWISE) & set(content)
       if own_data and own_step and as_it_is and content["metrics"] and content["split"]:

@@ -108,7 +108,7 @@ def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
   if not isinstance(side, int):
     raise ConfigError(
         f"{checkpoint.ref} is for images of {side[0]} x {side[1]} pixels: set "
-        "config.model.image_size, the side of the squares that training and evaluation take"
+        "config.model.image_size, the side of the squares that training takes"
     )
   if side % shape["patch_size"]:
     near = max(1, round(side / shape["patch_size"])) * shape["patch_size"]
