@@ -34,7 +34,7 @@ def load(spec: str, overrides: dict[str, str] | None = None) -> FrozenConfigDict
   Raises:
     ConfigError: no such recipe, unknown key, wrong type or value; with the nearest valid name.
   """
-  config = complete(_flatten(_run_recipe(spec)), origin=f"recipe {spec!r}")
+  config = complete(flatten(_run_recipe(spec)), origin=f"recipe {spec!r}")
   return override(config, overrides or {})
 
 
@@ -54,7 +54,7 @@ def override_values(config: FrozenConfigDict, values: dict[str, Any], *, origin:
   """Returns the config with keys (dotted) set to values; raises as `override`."""
   for key in values:
     _check_known(key, origin=origin)
-  return complete(_flatten(config) | values, origin=origin)
+  return complete(flatten(config) | values, origin=origin)
 
 
 def sweep(spec: str) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def complete(values: dict[str, Any], *, origin: str) -> FrozenConfigDict:
 
 def replace(config: FrozenConfigDict, values: dict[str, Any]) -> FrozenConfigDict:
   """Returns the config with some keys (dotted) set to new values."""
-  return complete(_flatten(config) | values, origin="the resolved config")
+  return complete(flatten(config) | values, origin="the resolved config")
 
 
 def to_json(config) -> dict:
@@ -102,12 +102,23 @@ def to_json(config) -> dict:
 
 def from_json(tree: dict, *, origin: str) -> FrozenConfigDict:
   """The inverse of `to_json`; keys added since the tree was written get their defaults."""
-  return complete(_flatten(tree), origin=origin)
+  return complete(flatten(tree), origin=origin)
+
+
+def flatten(tree, prefix: str = "") -> dict[str, Any]:
+  """Returns {dotted key: value} of a config, or of a nested dict as of `to_json`."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, (dict, ConfigDict)):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
 
 
 def differences(old, new) -> dict[str, dict[str, tuple]]:
   """Returns {class: {key: (old value, new value)}} of the keys whose values differ."""
-  before, after = _flatten(old), _flatten(new)
+  before, after = flatten(old), flatten(new)
   found = {RUNTIME: {}, RECIPE: {}, IDENTITY: {}}
   for key in FIELDS:
     if before[key] != after[key]:
@@ -173,17 +184,6 @@ def _refusals(spec: str, path: pathlib.Path):
         f"{path} does not run: {type(error).__name__}: {error}. --debug shows where; "
         "get_config(arg) must return a ConfigDict"
     ) from error
-
-
-def _flatten(tree, prefix: str = "") -> dict[str, Any]:
-  """Nested mapping to dotted keys."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, (dict, ConfigDict)):
-      flat |= _flatten(value, f"{prefix}{key}.")
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat
 
 
 def _check_known(key: str, *, origin: str):

@@ -50,11 +50,12 @@ def evaluated_config(checkpoint, config_spec: str | None, overrides: dict[str, s
   config = resolve(
       config_lib.replace(named, values), checkpoint=checkpoint, platform=jax.default_backend()
   )
-  told = []
+  told, theirs, own = [], config_lib.flatten(named), config_lib.flatten(config)
   for key in open_keys if config_spec is not None else ():
-    theirs, own = _value(named, key), _value(config, key)
-    if key in measures.OTHERWISE.values() and theirs not in (None, own):
-      told.append(f"data: the recipe's {key} {theirs!r} is not used: the checkpoint's is {own!r}")
+    if key in measures.OTHERWISE.values() and theirs[key] not in (None, own[key]):
+      told.append(
+          f"data: the recipe's {key} {theirs[key]!r} is not used: the checkpoint's is {own[key]!r}"
+      )
   if not known and (changed := _otherwise_preprocessed(config, checkpoint)):
     said = ", ".join(f"{name} {value!r}" for name, value in changed.items())
     told.append(f"data: not as assumed, but as is configured, images are preprocessed by {said}")
@@ -78,18 +79,18 @@ def otherwise(config, checkpoint, overrides: dict[str, str], wanted) -> dict:
   own["model.position_image_size"] = model["position_image_size"] or model["image_size"]
   if checkpoint.config is not None:
     own["objective.loss"] = checkpoint.config.objective.loss
+  asked = config_lib.flatten(config)
+  differing = [
+      key for key in overrides if key not in own or _plain(asked[key]) != _plain(own[key])
+  ]
+  fixed = set(OPEN) & set(own) - set(measures.OTHERWISE.values())
+  if key := next((key for key in differing if key in fixed), None):
+    raise ConfigError(
+        f"config.{key} is {asked[key]!r}, but {checkpoint.ref} has {own[key]!r}, and is judged as "
+        "it is: leave it out"
+    )
   told = {} if checkpoint.preprocessing_known else _otherwise_preprocessed(config, checkpoint)
-  for key in overrides:
-    asked = _value(config, key)
-    same = key in own and _plain(asked) == _plain(own[key])
-    name = next((name for name, known in measures.OTHERWISE.items() if known == key), None)
-    if name and not same:
-      told[name] = asked
-    elif key in OPEN and key in own and not same:
-      raise ConfigError(
-          f"config.{key} is {asked!r}, but {checkpoint.ref} has {own[key]!r}, and is judged as it "
-          "is: leave it out"
-      )
+  told |= {name: asked[key] for name, key in measures.OTHERWISE.items() if key in differing}
   pooling = config.model.pooling
   if pooling == model["pooling"]:
     return told
@@ -145,13 +146,6 @@ def _of_the_data(checkpoint, config_spec: str | None, overrides: dict[str, str])
     defaults = {key: config_lib.FIELDS[key].default for key in _OF_THE_DATA}
     config = config_lib.replace(config, defaults)
   return config_lib.override(config, overrides)
-
-
-def _value(config, key: str):
-  """The value of a dotted key."""
-  for name in key.split("."):
-    config = config[name]
-  return config
 
 
 def _plain(value):

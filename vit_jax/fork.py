@@ -13,6 +13,7 @@ from vit_jax.checkpoint.processes import decided_by_first
 from vit_jax.checkpoint.run import RunDirectory
 from vit_jax.errors import ConfigError
 from vit_jax.loading import split_ref, step_of_run
+from vit_jax.resolve import OPEN
 
 # Identity keys that may differ from the parent's: where a run comes from, how parameters begin
 # that are not begun, and a name for shapes that are compared one by one.
@@ -20,9 +21,7 @@ _MAY_DIFFER = (
     "fork.checkpoint", "fork.skip", "init.checkpoint", "init.head",
     "model.attention_initialization", "model.variant",
 )
-# Open keys that are taken from the parent, beside those of the model that neither a variant decides
-# nor the devices.
-_OF_THE_INPUT = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
+# Open keys of the model that are not taken from the parent.
 _OF_THE_DEVICES = ("dtype", "scan", "remat")
 _OF_A_VARIANT = ("width", "depth", "mlp_dim", "num_heads", "patch_size")
 
@@ -91,19 +90,16 @@ def inherit(config, parent: Parent | None):
   parent's."""
   if parent is None:
     return config
-  open_keys = [f"input.{name}" for name in _OF_THE_INPUT if config.input[name] is None]
+  ours, theirs = config_lib.flatten(config), config_lib.flatten(parent.config)
   decided = (*_OF_THE_DEVICES, *(_OF_A_VARIANT if config.model.variant else ()))
+  open_keys = [key for key in OPEN if key.startswith("input.") and ours[key] is None]
   open_keys += [
       f"model.{name}" for name, value in config.model.items()
       if value is None and name not in decided
   ]
   if config.init.head == "keep" and not config.model.pre_logits:  # it came with the head
     open_keys.append("model.pre_logits")
-  theirs = {}
-  for key in open_keys:
-    section, name = key.split(".")
-    theirs[key] = parent.config[section][name]
-  return config_lib.replace(config, theirs)
+  return config_lib.replace(config, {key: theirs[key] for key in open_keys})
 
 
 def check(config, parent: Parent, fingerprint: str | None = None) -> None:

@@ -59,13 +59,13 @@ def need_features(names) -> bool:
 
 def check(names, dataset, source, directory: epath.Path | None) -> None:
   """Raises ConfigError for what would only fail after everything was computed."""
-  if set(names) & set(_OF_FEATURES) and "train" not in dataset.splits:
+  if need_features(names) and "train" not in dataset.splits:
     raise ConfigError(
         f"{', '.join(sorted(set(names) & set(_OF_FEATURES)))} learn from the features of a train "
         f"split, and {dataset.name} has only {', '.join(dataset.splits)}"
     )
   judged = [source]
-  if set(names) & set(_OF_FEATURES):
+  if need_features(names):
     judged.append(dataset.splits["train"])
   several = next((split for split in judged if split.max_labels > 1), None)
   if several and set(names) != {CLASSIFICATION}:

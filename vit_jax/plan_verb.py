@@ -102,7 +102,8 @@ def _here(config, changed: dict) -> tuple[str, dict]:
       "parameters": made.parameters,
       "parameter_table": parameter_table(made),
   }
-  lines = ["config:"] + [f"  {key} = {value!r}" for key, value in _flat(told["config"])]
+  values = config_lib.flatten(told["config"])
+  lines = ["config:"] + [f"  {key} = {value!r}" for key, value in values.items()]
   lines += _changes(changed)
   lines += [f"data: {note}" for note in dataset.notes]
   lines += [
@@ -142,12 +143,3 @@ def _changes(changed: dict) -> list[str]:
   return ["changed by the command line:"] + [
       f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()
   ]
-
-
-def _flat(tree: dict, prefix: str = ""):
-  """Yields (dotted key, value) of nested dicts."""
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flat(value, f"{prefix}{key}.")
-    else:
-      yield f"{prefix}{key}", value

@@ -26,10 +26,12 @@ _FREE = (
     "image_size", "position_image_size", "position_interpolation", "pooling",
     "norm_after_pooling", "pre_logits", "distillation_head", "mask_token",
 )
+# The evaluation transform, beside the image size.
+_IMAGES = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
 # Every key that a checkpoint decides where it is left open.
 OPEN = (
     "model.variant", *(f"model.{name}" for name in _MODEL),
-    *(f"input.{name}" for name in (*_INPUT_DEFAULTS, "short_side")),
+    *(f"input.{name}" for name in _IMAGES),
 )
 _FIXED_BY_CHECKPOINT = tuple(name for name in _MODEL if name not in _FREE)
 # Heads belong to the task that a checkpoint was trained on, a run has its own.
@@ -75,8 +77,7 @@ def model_arguments(config, *, num_classes: int) -> dict:
 def preprocessing(config) -> dict:
   """Returns the evaluation transform that a resolved config describes, as `data.preprocess` takes
   it."""
-  names = ("resize", "short_side", "interpolation", "mean", "std", "exif_orientation")
-  return {name: config.input[name] for name in names} | {"image_size": config.model.image_size}
+  return {name: config.input[name] for name in _IMAGES} | {"image_size": config.model.image_size}
 
 
 def _resolve_model(model, checkpoint, *, keep_head: bool) -> dict:
